@@ -1,0 +1,1 @@
+"""Shared nouns: model, ids, units, errors, clock, settings. Imports nothing else of isthmus."""

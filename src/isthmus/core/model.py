@@ -1,0 +1,186 @@
+"""The nouns that every part shares: resources, environments, leases, nodes. Frozen, comparable, serialisable.
+
+Not here: what travels between parts (`core.api` for REST, `node.messages` for agents).
+"""
+
+import enum
+import hashlib
+import sys
+from typing import Literal
+
+import msgspec
+
+from isthmus.core.ids import AllocationId, EnvironmentId, ExecutorId, LeaseId, NodeId, TenantId
+from isthmus.core.units import parse_bytes
+
+ISTHMUS_VERSION = "0.1.0"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all shared structs: immutable, named fields, no unknown fields accepted."""
+
+
+class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one lease holds on one node.
+
+    cores   whole cores, >= 1
+    memory  bytes, as text with a unit or as an int
+    gpus    whole GPUs
+    """
+
+    cores: int = 1
+    memory: str | int = "1GiB"
+    gpus: int = 0
+
+    def __post_init__(self) -> None:
+        if self.cores < 1 or self.gpus < 0:
+            raise ValueError(f"resources need at least 1 core and no negative GPUs, got {self}")
+        if parse_bytes(self.memory) < 16 * 2**20:
+            raise ValueError(f"memory={self.memory!r} is too small for a Python process; ask for at least 16MiB")
+
+    @property
+    def memory_bytes(self) -> int:
+        return parse_bytes(self.memory)
+
+
+class Environment(Record, frozen=True):
+    """Where a function's code runs: an interpreter, what it can import, what is imported before the fork.
+
+    python        path of the interpreter; "" means the agent's own
+    sys_path      extra import directories of the caller (same machine or shared file system)
+    requirements  pip requirement lines; non-empty means a cached virtual environment named by its hash
+    preload       modules the zygote imports once, so that every executor starts with them
+    """
+
+    python: str = ""
+    sys_path: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> EnvironmentId:
+        digest = hashlib.blake2b(msgspec.msgpack.encode(self), digest_size=8).hexdigest()
+        return EnvironmentId(f"env_{digest}")
+
+
+class LeaseClass(enum.StrEnum):
+    RESERVED = "reserved"
+    ELASTIC = "elastic"
+    HARVESTED = "harvested"
+
+
+class LeaseState(enum.StrEnum):
+    REQUESTED = "requested"
+    GRANTED = "granted"
+    STARTING = "starting"
+    ACTIVE = "active"
+    DRAINING = "draining"
+    ENDED = "ended"
+
+
+class EndReason(enum.StrEnum):
+    RELEASED = "released"  # by its owner
+    EXPIRED = "expired"  # nobody renewed it
+    IDLE = "idle"  # its pool scaled down
+    EVICTED = "evicted"  # policy, quota or the node's owner took it back
+    DENIED = "denied"
+    CANCELLED = "cancelled"  # the request was withdrawn before the grant
+    FAILED = "failed"  # it could not be started, or its executor kept dying
+    EXITED = "exited"  # the function ended the process; detail has the exit code or signal
+    OUT_OF_MEMORY = "out_of_memory"
+    NODE_LOST = "node_lost"
+    SITE_STOPPED = "site_stopped"
+
+
+class Enforcement(Record, frozen=True):
+    """What really holds each limit of a lease. `accounted-only` means: measured, not enforced."""
+
+    cores: Literal["cpuset", "cpu-quota", "affinity", "accounted-only"] = "accounted-only"
+    memory: Literal["cgroup", "rlimit", "accounted-only"] = "accounted-only"
+    mechanism: Literal["cgroup-v2", "cgroup-v1", "systemd", "none"] = "none"
+    detail: str = ""
+
+
+class Usage(Record, frozen=True):
+    """What a lease used so far. Times in seconds, memory in bytes; all counters only grow, except rss.
+
+    allocated_core_s  cores held x wall time;  busy_s: inside functions;  spin_s: polling the fabric
+    """
+
+    allocated_core_s: float = 0.0
+    cpu_s: float = 0.0
+    busy_s: float = 0.0
+    spin_s: float = 0.0
+    rss_bytes: int = 0
+    rss_bytes_max: int = 0
+    calls: int = 0
+    errors: int = 0
+
+
+class ExecutorInfo(Record, frozen=True):
+    """One process that runs functions under a lease; `address` is `unix:PATH` or `tcp://HOST:PORT`."""
+
+    executor: ExecutorId
+    address: str
+    pid: int
+
+
+class Lease(Record, frozen=True):
+    """The right of one tenant to a bundle of resources on one node until `deadline_s` (seconds since the epoch)."""
+
+    lease: LeaseId
+    tenant: TenantId
+    resources: Resources
+    lease_class: LeaseClass
+    environment: Environment
+    state: LeaseState
+    pool: str = "default"
+    node: NodeId | None = None
+    allocation: AllocationId | None = None
+    executors: tuple[ExecutorInfo, ...] = ()
+    deadline_s: float = 0.0
+    created_s: float = 0.0
+    ended_s: float = 0.0
+    end_reason: EndReason | None = None
+    end_detail: str = ""
+    parent: LeaseId | None = None
+    labels: dict[str, str] = {}
+    enforcement: Enforcement = Enforcement()
+    usage: Usage = Usage()
+
+
+class Node(Record, frozen=True):
+    """A machine that can host leases. `cores`/`memory_bytes`/`gpus` are what isthmus may use of it."""
+
+    node: NodeId
+    platform: str
+    cores: int
+    memory_bytes: int
+    gpus: int = 0
+    labels: dict[str, str] = {}
+    agent: Literal["connected", "silent", "none"] = "none"
+    enforcement: Enforcement = Enforcement()
+
+
+def python_version() -> str:
+    """The version two processes must share to exchange code: `cpython-3.11`."""
+    return f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
+
+
+class Quota(Record, frozen=True):
+    """What one tenant may hold at once. 0 means no limit."""
+
+    cores: int = 0
+    memory_bytes: int = 0
+    gpus: int = 0
+    leases: int = 0
+
+
+class Principal(Record, frozen=True):
+    """Who is asking: the tenant and role that an API key (or a lease token: role `lease`) stands for."""
+
+    tenant: TenantId
+    role: Literal["admin", "operator", "user", "lease"] = "user"
+    name: str = ""
+    quota: Quota = Quota()
+    lease: LeaseId | None = None  # role `lease`: the only lease it may touch (nested calls)

@@ -1,0 +1,198 @@
+"""One frozen, typed settings object, read once. A misspelt key is refused with its path.
+
+Order of precedence: environment (`ISTHMUS_<SECTION>__<FIELD>`), then the TOML file, then the defaults here. Nothing
+else in isthmus reads settings from files or the environment.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from isthmus.core.errors import SettingsError
+
+_ENVIRONMENT_PREFIX = "ISTHMUS_"
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the settings; unknown fields are errors."""
+
+
+class PoolSettings(Section, frozen=True):
+    """One warm pool of leases, named in `[leasing.pools.NAME]`."""
+
+    minimum: Annotated[int, Meta(ge=0)] = 0
+    """Forked executors kept ready when nobody calls. More: faster first call; less: less memory. 0: scale to zero."""
+
+    maximum: Annotated[int, Meta(ge=1)] = 1024
+    """Leases of this pool at once, over all tenants."""
+
+    idle_s: Annotated[float, Meta(gt=0)] = 300.0
+    """A lease without a call for this long is ended. Longer holds cores for nothing; shorter makes calls cold."""
+
+
+class LeasingSettings(Section, frozen=True):
+    lease_s: Annotated[float, Meta(gt=0)] = 30.0
+    """Life of a lease without renewal. Longer wastes cores after a client's crash; shorter costs renewals."""
+
+    grace_s: Annotated[float, Meta(ge=0)] = 2.0
+    """Time that running calls get when a lease is taken back. Longer hurts the owner who waits for the cores."""
+
+    tick_s: Annotated[float, Meta(gt=0)] = 0.5
+    """Period of the reconcile loop. Shorter notices lost leases sooner and costs idle CPU."""
+
+    agent_silence_s: Annotated[float, Meta(gt=0)] = 10.0
+    """After this long without a heartbeat a node counts as silent and gets no new leases."""
+
+    orphan_s: Annotated[float, Meta(ge=0)] = 600.0
+    """How long leases with a connected client outlive their deadline while the site cannot be reached."""
+
+    queue_max: Annotated[int, Meta(ge=0)] = 1000
+    """Requests that may wait for capacity at once; the next one is refused. Longer queues hide overload."""
+
+    queue_wait_s: Annotated[float, Meta(ge=0)] = 60.0
+    """Longest time a request may wait for capacity, whatever it asks."""
+
+    history_s: Annotated[float, Meta(gt=0)] = 7 * 86400.0
+    """Ended leases, decisions and calls are kept this long. Longer makes the ledger grow."""
+
+    pools: dict[str, PoolSettings] = {"default": PoolSettings()}
+    """Pools by name; requests to a pool not named here are denied."""
+
+
+class NodeSettings(Section, frozen=True):
+    cores: Annotated[int, Meta(ge=0)] = 0
+    """Cores that isthmus may lease on the local machine. 0: all that this process may use."""
+
+    memory: str = ""
+    """Memory that it may lease, like "8GiB". Empty: 80 % of the machine's (or its cgroup's)."""
+
+    isolation: Annotated[str, Meta(pattern="^(auto|cgroup-v2|cgroup-v1|systemd|none)$")] = "auto"
+    """`auto` takes the strongest that works here and says which; anything else is used or refused at start."""
+
+    meter_s: Annotated[float, Meta(gt=0)] = 1.0
+    """Period of metering and heartbeats. Shorter: fresher bills, more idle CPU."""
+
+    spin_s: Annotated[float, Meta(ge=0)] = 0.002
+    """How long an executor spins for the next call before it sleeps. Longer: more hot calls, more CPU billed."""
+
+    log_bytes_max: Annotated[int, Meta(ge=4096)] = 16 * 2**20
+    """Captured output per lease; older output is dropped beyond it."""
+
+    fabric: Annotated[str, Meta(pattern="^(auto|ucx|sockets)$")] = "auto"
+    """The data plane. `auto`: UCX where it loads, else the plain-Python twin."""
+
+    listen: str = ""
+    """Address executors listen at. Empty: a Unix socket in the state directory; "tcp://0.0.0.0:0" for clients afar."""
+
+
+class GatewaySettings(Section, frozen=True):
+    host: str = "127.0.0.1"
+    """Where REST listens. Anything but loopback belongs behind TLS."""
+
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """0: any free port; clients on this machine find it in the state directory."""
+
+    body_bytes_max: Annotated[int, Meta(ge=4096)] = 256 * 2**20
+    """Largest request body (durable calls carry their arguments)."""
+
+
+class PolicySettings(Section, frozen=True):
+    file: str = ""
+    """TOML file of rules; empty: everything that fits is allowed."""
+
+
+class JobsSettings(Section, frozen=True):
+    concurrency_max: Annotated[int, Meta(ge=1)] = 64
+    """Durable calls that run at once."""
+
+    attempts_max: Annotated[int, Meta(ge=1)] = 1000
+    """Starts of one durable call, evictions included, before it fails for good."""
+
+
+class ClientSettings(Section, frozen=True):
+    site: str = ""
+    """URL of the site. Empty: the one running for this user on this machine, else an embedded one."""
+
+    api_key: str = ""
+    """Its API key. Empty: the key file that `isthmus login` or the local site wrote."""
+
+    spin_s: Annotated[float, Meta(ge=0)] = 0.001
+    """How long a caller spins for an answer before it sleeps. Longer: lower latency, more of the caller's CPU."""
+
+    pool_max: Annotated[int, Meta(ge=1)] = 64
+    """Leases one client holds at once for one kind of function."""
+
+
+class Settings(Section, frozen=True):
+    state_dir: str = ""
+    """Where a site keeps its ledger, keys and logs. Empty: $XDG_STATE_HOME/isthmus."""
+
+    cache_dir: str = ""
+    """Virtual environments built for functions. Empty: $XDG_CACHE_HOME/isthmus."""
+
+    leasing: LeasingSettings = LeasingSettings()
+    node: NodeSettings = NodeSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    policy: PolicySettings = PolicySettings()
+    jobs: JobsSettings = JobsSettings()
+    client: ClientSettings = ClientSettings()
+
+    @property
+    def state_path(self) -> Path:
+        return _xdg(self.state_dir, "XDG_STATE_HOME", ".local/state")
+
+    @property
+    def cache_path(self) -> Path:
+        return _xdg(self.cache_dir, "XDG_CACHE_HOME", ".cache")
+
+
+def config_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """`$ISTHMUS_CONFIG`, else `$XDG_CONFIG_HOME/isthmus/isthmus.toml`."""
+    named = environ.get("ISTHMUS_CONFIG")
+    if named:
+        return Path(named)
+    base = environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".config"
+    return Path(base) / "isthmus" / "isthmus.toml"
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings of this process. A missing file is fine unless it was named. Raises SettingsError with the path."""
+    named = path is not None or "ISTHMUS_CONFIG" in environ
+    path = path or config_path(environ)
+    tree: dict[str, Any] = {}
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        if named:
+            raise SettingsError(f"no settings file at {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    _overlay(tree, environ)
+    try:
+        return msgspec.convert(tree, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{path} or {_ENVIRONMENT_PREFIX}* variables: {error}") from error
+
+
+def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """`ISTHMUS_LEASING__LEASE_S=5` sets tree["leasing"]["lease_s"]."""
+    for name, value in environ.items():
+        if not name.startswith(_ENVIRONMENT_PREFIX) or "__" not in name:
+            continue
+        *sections, field = name.removeprefix(_ENVIRONMENT_PREFIX).lower().split("__")
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[field] = value
+
+
+def _xdg(explicit: str, variable: str, fallback: str) -> Path:
+    if explicit:
+        return Path(explicit).expanduser()
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / fallback) / "isthmus"

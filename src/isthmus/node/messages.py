@@ -1,0 +1,205 @@
+"""What the site and a node's agent say to each other over one WebSocket that the agent dials.
+
+Each message is one msgpack-encoded tagged struct. Orders carry a `number`; the agent answers each with `Done` or
+`Failed` of the same number, in any order. Orders are idempotent: repeating one changes nothing and gives the same
+answer. Reports are unasked for and may repeat.
+
+Authentication is mutual: both sides prove they hold the node's join key by an HMAC over the other's nonce
+(`Challenge` -> `AgentHello` -> `SiteHello`) before anything else is accepted.
+"""
+
+import msgspec
+
+from isthmus.core.ids import ExecutorId, LeaseId, NodeId, TenantId
+from isthmus.core.model import EndReason, Enforcement, Environment, ExecutorInfo, LeaseClass, Resources, Usage
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    pass
+
+
+# handshake ------------------------------------------------------------------------------------------------------
+class Challenge(Message, frozen=True):
+    """Site -> agent, first."""
+
+    nonce: bytes
+
+
+class RunningLease(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease that survived its agent's or its site's death, offered for re-adoption."""
+
+    lease: LeaseId
+    executors: tuple[ExecutorInfo, ...]
+    deadline_s: float
+    usage: Usage
+
+
+class AgentHello(Message, frozen=True):
+    """Agent -> site: proof = HMAC-SHA256(join key, b"agent" + site nonce + agent nonce)."""
+
+    node: NodeId
+    nonce: bytes
+    proof: bytes
+    version: str
+    python: str
+    hostname: str
+    pid: int
+    cores: int
+    memory_bytes: int
+    gpus: int
+    enforcement: Enforcement
+    running: tuple[RunningLease, ...] = ()
+
+
+class SiteHello(Message, frozen=True):
+    """Site -> agent: proof = HMAC-SHA256(join key, b"site" + agent nonce + site nonce)."""
+
+    proof: bytes
+    orphan_s: float  # how long leases outlive their deadline while the site cannot be reached
+
+
+# orders ---------------------------------------------------------------------------------------------------------
+class Order(Message, frozen=True):
+    number: int
+
+
+class StartLease(Order, frozen=True):
+    """Enforce the lease and start its first executor. Answer: Done with one ExecutorInfo."""
+
+    lease: LeaseId
+    tenant: TenantId
+    resources: Resources
+    lease_class: LeaseClass
+    environment: Environment
+    lease_key: bytes
+    deadline_s: float
+
+
+class AddExecutor(Order, frozen=True):
+    """One more executor inside a running lease (nested calls). Answer: Done with the new ExecutorInfo."""
+
+    lease: LeaseId
+
+
+class RenewLease(Order, frozen=True):
+    lease: LeaseId
+    deadline_s: float
+
+
+class DrainLease(Order, frozen=True):
+    """Admit no further calls; running ones may end within grace_s, then EndLease follows from the site."""
+
+    lease: LeaseId
+    grace_s: float
+
+
+class EndLease(Order, frozen=True):
+    """Stop all its executors (SIGTERM, SIGKILL after grace_s), free its cgroup and files. Unknown lease: Done."""
+
+    lease: LeaseId
+    reason: EndReason
+    grace_s: float = 0.0
+
+
+class KillExecutor(Order, frozen=True):
+    """SIGKILL one executor at once: the forceful half of cancel."""
+
+    lease: LeaseId
+    executor: ExecutorId
+
+
+class ReadLog(Order, frozen=True):
+    """Answer: Done with `text` and `next_offset`."""
+
+    lease: LeaseId
+    offset: int
+    limit_bytes: int = 65536
+
+
+class Warm(Order, frozen=True):
+    """Keep `spares` forked, unassigned executors of this environment ready. 0 stops its zygote when idle."""
+
+    environment: Environment
+    spares: int
+
+
+# answers --------------------------------------------------------------------------------------------------------
+class Done(Message, frozen=True):
+    number: int
+    executor: ExecutorInfo | None = None
+    enforcement: Enforcement | None = None
+    text: str = ""
+    next_offset: int = 0
+    killed: bool = False
+
+
+class Failed(Message, frozen=True):
+    """`code` is a class name in core.errors."""
+
+    number: int
+    code: str
+    message: str
+
+
+# reports --------------------------------------------------------------------------------------------------------
+class FunctionUse(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters of one function on one executor since that executor started."""
+
+    name: str
+    calls: int
+    errors: int
+    busy_s: float
+    last_s: float
+
+
+class LeaseReport(msgspec.Struct, frozen=True, kw_only=True):
+    lease: LeaseId
+    usage: Usage
+    idle_s: float  # since the last call ended; 0 while one runs
+    functions: tuple[FunctionUse, ...] = ()
+
+
+class Heartbeat(Message, frozen=True):
+    """Every meter interval. Silence for leasing.agent_silence_s makes the node `silent`."""
+
+    leases: tuple[LeaseReport, ...]
+
+
+class ExecutorEnded(Message, frozen=True):
+    """An executor died without an order. detail: "exit code 3" or "signal SIGSEGV".
+
+    The lease ends with it when it was the lease's last one.
+    """
+
+    lease: LeaseId
+    executor: ExecutorId
+    reason: EndReason  # EXITED or OUT_OF_MEMORY
+    detail: str
+
+
+class LeaseEnded(Message, frozen=True):
+    """All of a lease is gone from the node. Sent after EndLease too, with the final usage; repeated until the
+    site has seen it (the agent re-sends on reconnect what it ended while cut off)."""
+
+    lease: LeaseId
+    reason: EndReason
+    detail: str
+    usage: Usage
+
+
+AnyMessage = (
+    Challenge | AgentHello | SiteHello | StartLease | AddExecutor | RenewLease | DrainLease | EndLease
+    | KillExecutor | ReadLog | Warm | Done | Failed | Heartbeat | ExecutorEnded | LeaseEnded
+)
+
+MESSAGE_BYTES_MAX = 4 * 2**20
+_DECODER = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: AnyMessage) -> bytes:
+    return msgspec.msgpack.encode(message)
+
+
+def decode(data: bytes) -> AnyMessage:
+    """Raises msgspec.MsgspecError (DecodeError or ValidationError) for anything that is no message."""
+    return _DECODER.decode(data)

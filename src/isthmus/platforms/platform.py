@@ -1,0 +1,50 @@
+"""The seam between leases and the outside world they are drawn from: local machine, Slurm, Kubernetes.
+
+`memory.MemoryPlatform` is the twin for tests and simulation; every platform passes tests/conformance/test_platforms.py.
+"""
+
+from typing import Literal, Protocol
+
+from isthmus.core.ids import AllocationId, NodeId
+from isthmus.core.model import LeaseClass, Node, Record, Resources
+
+AllocationState = Literal["pending", "running", "ended"]
+
+
+class Allocation(Record, frozen=True):
+    """What the platform gave for one lease; on `local` it is a row in memory, on Slurm a job."""
+
+    allocation: AllocationId
+    node: NodeId
+    state: AllocationState
+    resources: Resources
+
+
+class Platform(Protocol):
+    """Calls are idempotent by allocation id. They raise NoCapacityError or SiteUnavailableError, nothing else."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Make the platform usable: on `local`, start (and keep alive) the node's agent."""
+        ...
+
+    async def nodes(self) -> tuple[Node, ...]:
+        """Every machine it could use, with what isthmus may lease there in all (free or not)."""
+        ...
+
+    async def acquire(
+        self, allocation: AllocationId, node: NodeId, resources: Resources, lease_class: LeaseClass
+    ) -> Allocation:
+        """Take `resources` on `node` under this id; the same id again gives the same answer."""
+        ...
+
+    async def release(self, allocation: AllocationId) -> None:
+        """Give it back. Unknown ids are fine: releasing twice changes nothing."""
+        ...
+
+    async def allocations(self) -> dict[AllocationId, AllocationState] | None:
+        """All it knows of, or None when it cannot tell now. Unknown is not gone: None changes nothing."""
+        ...
+
+    async def close(self) -> None: ...
