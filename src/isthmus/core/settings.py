@@ -60,7 +60,7 @@ class LeasingSettings(Section, frozen=True):
     history_s: Annotated[float, Meta(gt=0)] = 7 * 86400.0
     """Ended leases, decisions and calls are kept this long. Longer makes the ledger grow."""
 
-    pools: dict[str, PoolSettings] = {"default": PoolSettings()}
+    pools: dict[str, PoolSettings] = msgspec.field(default_factory=lambda: {"default": PoolSettings()})
     """Pools by name; requests to a pool not named here are denied."""
 
 
