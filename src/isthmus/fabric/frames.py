@@ -45,10 +45,11 @@ class Kind(enum.IntEnum):
     CALL = 1  # client -> executor: call function_id with the encoded arguments
     RESULT = 2  # executor -> client: its result
     ERROR = 3  # executor -> client: an exception (codec.encode_error)
-    YIELD = 4  # executor -> client: one item of a generator; RESULT ends the stream
+    YIELD = 4  # executor -> client: one item of a generator; RESULT ends the stream.
+    # client -> executor: `credits` more items of call_id may be sent (the CALL's own `credits` is the first window)
     DEFINE = 5  # client -> executor: meta describes function_id, data is its code
     CANCEL = 6  # client -> executor, urgent: stop call_id (running: raise in it; queued: answer cancelled)
-    REFUSED = 7  # executor -> client: not admitted (draining, deadline passed, no credit); meta says why
+    REFUSED = 7  # executor -> client: not admitted (draining, no credit); meta and data as encode_error
     GOODBYE = 8  # either side: this channel ends in order
     PEER = 9  # executor <-> executor: a message of a group; function_id is its tag, call_id its sequence number
     LOST = 10  # never on the wire: made by a domain when a channel's peer is gone; meta says why
