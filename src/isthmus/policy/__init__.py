@@ -1,0 +1,25 @@
+"""Pure decisions: rules from a TOML file, a snapshot, a demand in; grant, wait or deny with reasons out."""
+
+from isthmus.policy.decide import Candidate, Decision, Fired, decide
+from isthmus.policy.explain import in_words
+from isthmus.policy.replay import Change, Logged, Replay, replay
+from isthmus.policy.rules import ALLOW_ALL, PolicySet, load_policies
+from isthmus.policy.snapshot import Demand, Snapshot, SnapshotRecord
+
+__all__ = [
+    "ALLOW_ALL",
+    "Candidate",
+    "Change",
+    "Decision",
+    "Demand",
+    "Fired",
+    "Logged",
+    "PolicySet",
+    "Replay",
+    "Snapshot",
+    "SnapshotRecord",
+    "decide",
+    "in_words",
+    "load_policies",
+    "replay",
+]

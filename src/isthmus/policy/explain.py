@@ -1,0 +1,54 @@
+"""A decision in words: what was asked, which rules fired, which nodes were weighed, what came out and why."""
+
+from isthmus.core.units import format_bytes
+from isthmus.policy.decide import Decision
+from isthmus.policy.snapshot import Demand
+
+
+def in_words(demand: Demand, decision: Decision) -> tuple[str, ...]:
+    """Lines for a person, most important first."""
+    return (_headline(demand, decision), *_rules(decision), *_nodes(decision), *_consequences(decision))
+
+
+def _headline(demand: Demand, decision: Decision) -> str:
+    lease = demand.lease
+    gpus = f", {lease.resources.gpus} GPUs" if lease.resources.gpus else ""
+    together = " together" if lease.together else ""
+    each = f"{lease.resources.cores} cores, {format_bytes(lease.resources.memory_bytes)}{gpus}"
+    leases = f"{lease.count} {lease.lease_class} lease{'s' * (lease.count > 1)}{together}"
+    asked = f"{demand.tenant} asked for {leases} of {each} from pool {lease.pool!r}"
+    match decision.outcome:
+        case "grant":
+            return f"{asked}: granted on {', '.join(dict.fromkeys(decision.places))}." + _because(decision)
+        case "wait":
+            return f"{asked}: has to wait." + _because(decision)
+        case "deny":
+            return f"{asked}: denied." + _because(decision)
+
+
+def _because(decision: Decision) -> str:
+    return f" Why: {decision.reason}." if decision.reason else ""
+
+
+def _rules(decision: Decision) -> list[str]:
+    if not decision.fired:
+        return ["No rule matched the request; what fits is allowed."]
+    return [f"Rule {fired.rule!r} ({fired.action}): {fired.effect}." for fired in decision.fired]
+
+
+def _nodes(decision: Decision) -> list[str]:
+    lines = [f"{decision.nodes_fitting} of {decision.nodes_total} nodes had room."]
+    chosen = set(decision.places)
+    for candidate in decision.candidates:
+        bonus = f" ({candidate.bonus:+g} by rules)" if candidate.bonus else ""
+        verdict = f"refused by rule {candidate.denied_by!r}" if candidate.denied_by else "not needed"
+        if candidate.node in chosen:
+            verdict = "chosen"
+        lines.append(
+            f"  {candidate.node}: score {candidate.score:.3f}{bonus}, room for {candidate.slots}: {verdict}"
+        )
+    return lines
+
+
+def _consequences(decision: Decision) -> list[str]:
+    return [f"Asked to leave for it: {', '.join(decision.evict)}."] if decision.evict else []

@@ -1,0 +1,111 @@
+"""How many more leases a tenant may have: quota, caps from rules, and the pool's maximum.
+
+Invariant: pure arithmetic on holdings. Not here: whether a node has room (`placement.py`).
+"""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from isthmus.core.model import Resources
+from isthmus.policy.rules import Cap
+from isthmus.policy.snapshot import Demand, Holding, NodeTable, Pool, Snapshot
+
+
+class Room(NamedTuple):
+    """`leases` more may be had now; `never`: not even if the tenant gave everything back."""
+
+    leases: int
+    never: bool
+    block: Literal["quota", "pool"]
+    reason: str
+
+
+class _Limit(NamedTuple):
+    whose: str
+    noun: str
+    limit: int
+    held: int
+    need: int  # per lease
+
+
+def room(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Room:
+    """The tightest of all limits, with its reason."""
+    least = demand.lease.count if demand.lease.together else 1
+    pool = snapshot.pools[demand.lease.pool]
+    best = Room(pool.maximum - pool.leases, False, "pool", _pool_reason(demand.lease.pool, pool))
+    for limit in _limits(snapshot, demand, caps):
+        if limit.need == 0:
+            continue
+        fitting = max(limit.limit - limit.held, 0) // limit.need
+        if fitting < best.leases:
+            best = Room(fitting, limit.limit // limit.need < least, "quota", _reason(limit))
+    return best
+
+
+def too_large(nodes: NodeTable, resources: Resources) -> str:
+    """Why no node could ever hold the lease, even empty; nothing if one could (or none is known yet)."""
+    if not nodes.ids:
+        return ""
+    checks = (
+        ("cores", resources.cores, nodes.cores),
+        ("bytes of memory", resources.memory_bytes, nodes.memory_bytes),
+        ("GPUs", resources.gpus, nodes.gpus),
+    )
+    for noun, need, column in checks:
+        if need > int(column.max()):
+            largest = int(column.argmax())
+            return f"no node has {need} {noun} (most: {int(column[largest])} on {nodes.ids[largest]})"
+    whole = (nodes.cores >= resources.cores) & (nodes.memory_bytes >= resources.memory_bytes)
+    whole &= nodes.gpus >= resources.gpus
+    return "" if whole.any() else f"no single node has all of {resources}"
+
+
+def _limits(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Iterator[_Limit]:
+    held = snapshot.tenants.get(demand.tenant, Holding())
+    quota = demand.quota
+    yield from _four(
+        f"tenant {demand.tenant}", held, demand, quota.cores, quota.memory_bytes, quota.gpus, quota.leases
+    )
+    for cap in caps:
+        whose = f"rule {cap.name!r}, per {cap.per}"
+        held = _held(snapshot, demand, cap)
+        yield from _four(whose, held, demand, cap.cores, cap.memory_bytes, cap.gpus, cap.leases)
+
+
+def _four(
+    whose: str, held: Holding, demand: Demand, cores: int, memory_bytes: int, gpus: int, leases: int
+) -> Iterator[_Limit]:
+    resources = demand.lease.resources
+    if cores:
+        yield _Limit(whose, "cores", cores, held.cores, resources.cores)
+    if memory_bytes:
+        yield _Limit(whose, "bytes of memory", memory_bytes, held.memory_bytes, resources.memory_bytes)
+    if gpus:
+        yield _Limit(whose, "GPUs", gpus, held.gpus, resources.gpus)
+    if leases:
+        yield _Limit(whose, "leases", leases, held.leases, 1)
+
+
+def _held(snapshot: Snapshot, demand: Demand, cap: Cap) -> Holding:
+    if cap.per == "tenant":
+        return snapshot.tenants.get(demand.tenant, Holding())
+    if cap.per == "pool":
+        return snapshot.pools[demand.lease.pool].held
+    holdings = snapshot.tenants.values()
+    return Holding(
+        cores=sum(held.cores for held in holdings),
+        memory_bytes=sum(held.memory_bytes for held in holdings),
+        gpus=sum(held.gpus for held in holdings),
+        leases=sum(held.leases for held in holdings),
+    )
+
+
+def _reason(limit: _Limit) -> str:
+    return (
+        f"{limit.whose} may hold {limit.limit} {limit.noun} and holds {limit.held}; "
+        f"each lease needs {limit.need} more"
+    )
+
+
+def _pool_reason(name: str, pool: Pool) -> str:
+    return f"pool {name!r} holds {pool.leases} of at most {pool.maximum} leases"

@@ -1,0 +1,202 @@
+"""What a decision looks at: nodes with their free resources, what tenants and pools hold, the time.
+
+Invariant: values only; a snapshot turned into its record and back decides the same. Nodes are kept in columns
+(`NodeTable`), so that ten thousand of them are filtered by a handful of array operations; `leasing` keeps one
+table up to date and lends it to each snapshot.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from isthmus.core.api import LeaseRequest
+from isthmus.core.ids import LeaseId, NodeId, RequestId, TenantId
+from isthmus.core.model import Node, Quota, Record, Resources
+
+IntArray = NDArray[np.int64]
+
+
+class Demand(Record, frozen=True):
+    """What is asked, and by whom."""
+
+    request: RequestId
+    tenant: TenantId
+    lease: LeaseRequest
+    role: str = "user"
+    quota: Quota = Quota()
+
+
+class Holding(Record, frozen=True):
+    """What a tenant (or a pool) holds now, over all nodes."""
+
+    cores: int = 0
+    memory_bytes: int = 0
+    gpus: int = 0
+    leases: int = 0
+
+
+class Pool(Record, frozen=True):
+    minimum: int = 0
+    maximum: int = 1024
+    held: Holding = Holding()
+
+    @property
+    def leases(self) -> int:
+        return self.held.leases
+
+
+class Preemptible(Record, frozen=True):
+    """An elastic lease that a reserved one may push out; `leaving` when that has already begun."""
+
+    lease: LeaseId
+    node: NodeId
+    cores: int
+    memory_bytes: int
+    gpus: int
+    created_s: float
+    leaving: bool = False
+
+
+class NodeRow(Record, frozen=True):
+    """One node in a record. `open`: its agent is connected and it is not being drained."""
+
+    node: NodeId
+    platform: str
+    cores: int
+    memory_bytes: int
+    gpus: int
+    free_cores: int
+    free_memory_bytes: int
+    free_gpus: int
+    leases: int = 0
+    open: bool = True
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class SnapshotRecord(Record, frozen=True):
+    """A snapshot as the decision log keeps it."""
+
+    nodes: tuple[NodeRow, ...]
+    tenants: dict[TenantId, Holding]
+    pools: dict[str, Pool]
+    clock_s: float
+    preemptible: tuple[Preemptible, ...] = ()
+
+
+class Shape(NamedTuple):
+    """What many nodes have in common: everything about them that does not change while they run."""
+
+    platform: str
+    cores: int
+    memory_bytes: int
+    gpus: int
+    labels: tuple[tuple[str, str], ...]
+
+
+class NodeTable:
+    """Nodes in columns; row `i` of every column is `ids[i]`. Mutated only by its owner, between decisions."""
+
+    def __init__(self, rows: Iterable[NodeRow] = ()) -> None:
+        rows = tuple(rows)
+        self.ids: list[NodeId] = [row.node for row in rows]
+        self.index: dict[NodeId, int] = {node: i for i, node in enumerate(self.ids)}
+        self.cores = _column(row.cores for row in rows)
+        self.memory_bytes = _column(row.memory_bytes for row in rows)
+        self.gpus = _column(row.gpus for row in rows)
+        self.free_cores = _column(row.free_cores for row in rows)
+        self.free_memory_bytes = _column(row.free_memory_bytes for row in rows)
+        self.free_gpus = _column(row.free_gpus for row in rows)
+        self.leases = _column(row.leases for row in rows)
+        self.open = np.fromiter((row.open for row in rows), dtype=np.bool_)
+        shapes: dict[Shape, int] = {}
+        self.shape = _column(shapes.setdefault(_shape(row), len(shapes)) for row in rows)
+        self.shapes: list[Shape] = list(shapes)
+
+    def take(self, node: NodeId, resources: Resources, sign: int = 1) -> None:
+        """Book one lease on a node; sign=-1 gives it back. An unknown node is ignored: it left the
+        platform.
+        """
+        i = self.index.get(node)
+        if i is None:
+            return
+        self.free_cores[i] -= sign * resources.cores
+        self.free_memory_bytes[i] -= sign * resources.memory_bytes
+        self.free_gpus[i] -= sign * resources.gpus
+        self.leases[i] += sign
+
+    def set_open(self, node: NodeId, is_open: bool) -> None:
+        i = self.index.get(node)
+        if i is not None:
+            self.open[i] = is_open
+
+    def row(self, i: int) -> NodeRow:
+        shape = self.shapes[self.shape[i]]
+        return NodeRow(
+            node=self.ids[i],
+            platform=shape.platform,
+            cores=shape.cores,
+            memory_bytes=shape.memory_bytes,
+            gpus=shape.gpus,
+            free_cores=int(self.free_cores[i]),
+            free_memory_bytes=int(self.free_memory_bytes[i]),
+            free_gpus=int(self.free_gpus[i]),
+            leases=int(self.leases[i]),
+            open=bool(self.open[i]),
+            labels=dict(shape.labels),
+        )
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a decision may know."""
+
+    nodes: NodeTable
+    tenants: Mapping[TenantId, Holding]
+    pools: Mapping[str, Pool]
+    clock_s: float
+    preemptible: tuple[Preemptible, ...] = ()
+
+    def record(self) -> SnapshotRecord:
+        return SnapshotRecord(
+            nodes=tuple(self.nodes.row(i) for i in range(len(self.nodes.ids))),
+            tenants=dict(self.tenants),
+            pools=dict(self.pools),
+            clock_s=self.clock_s,
+            preemptible=self.preemptible,
+        )
+
+
+def from_record(record: SnapshotRecord) -> Snapshot:
+    return Snapshot(
+        nodes=NodeTable(record.nodes),
+        tenants=record.tenants,
+        pools=record.pools,
+        clock_s=record.clock_s,
+        preemptible=record.preemptible,
+    )
+
+
+def empty_row(node: Node, is_open: bool) -> NodeRow:
+    """A node with nothing leased yet."""
+    return NodeRow(
+        node=node.node,
+        platform=node.platform,
+        cores=node.cores,
+        memory_bytes=node.memory_bytes,
+        gpus=node.gpus,
+        free_cores=node.cores,
+        free_memory_bytes=node.memory_bytes,
+        free_gpus=node.gpus,
+        open=is_open,
+        labels=node.labels,
+    )
+
+
+def _column(values: Iterable[int]) -> IntArray:
+    return np.fromiter(values, dtype=np.int64)
+
+
+def _shape(row: NodeRow) -> Shape:
+    return Shape(row.platform, row.cores, row.memory_bytes, row.gpus, tuple(sorted(row.labels.items())))
