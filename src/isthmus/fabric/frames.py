@@ -141,7 +141,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, tag="refusal", forbid_u
 
 
 Handshake = Hello | Welcome | Refusal
-_HANDSHAKE = msgspec.msgpack.Decoder(Handshake)
+_HANDSHAKE: msgspec.msgpack.Decoder[Handshake] = msgspec.msgpack.Decoder(Handshake)
 
 
 def pack_handshake(message: Handshake) -> bytes:
