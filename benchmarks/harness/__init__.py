@@ -1,0 +1,1 @@
+"""What every benchmark shares: running subjects, summaries, the machine, promises, reports."""
