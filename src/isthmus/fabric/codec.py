@@ -148,9 +148,8 @@ def encode_function(function: Callable[..., Any] | type) -> bytes:
     try:
         return cast(bytes, cloudpickle.dumps(function, protocol=5))
     except Exception:
-        encode_pickle(
-            function, f"function {getattr(function, '__qualname__', function)}"
-        )  # finds the culprit
+        name = f"function {getattr(function, '__qualname__', function)}"
+        encode_pickle(function, {name: function})  # finds the culprit and raises
         raise
 
 
