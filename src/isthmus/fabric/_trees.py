@@ -28,7 +28,7 @@ PLAIN, TREE, ARRAY = b"\x01", b"\x02", b"\x03"
 NODES_MAX = 128  # beyond it, the C pickler overtakes a walk in Python
 DEPTH_MAX = 16
 
-_ATOMS = frozenset({int, float, bool, type(None)})
+ATOMS = frozenset({int, float, bool, type(None)})
 _DTYPE = re.compile(r"[<>|=][biufcSUMm]\d+(\[[0-9]*[A-Za-z]+\])?")
 _EXT_TUPLE, _EXT_ARRAY, _EXT_BYTES, _EXT_BYTEARRAY, _EXT_MEMORYVIEW = 1, 2, 3, 4, 5
 _VIEW_FORMATS = frozenset("cbB?hHiIlLqQnNfd")
@@ -44,7 +44,7 @@ def is_flat(values: Iterable[object]) -> bool:
     """True when every value is an atom or short text or bytes: PLAIN holds them without a further look."""
     for value in values:
         kind = type(value)
-        if kind in _ATOMS:
+        if kind in ATOMS:
             continue
         if (kind is bytes or kind is str) and len(value) <= INLINE_BYTES_MAX:  # type: ignore[arg-type]
             continue
@@ -59,6 +59,7 @@ def _refuse_ext(code: int, data: memoryview) -> object:
 _new = tuple.__new__  # half the price of calling the NamedTuple itself
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ext_hook=_refuse_ext).decode
+_decode_call = msgspec.msgpack.Decoder(tuple[tuple[Any, ...], dict[Any, Any]], ext_hook=_refuse_ext).decode
 # what a hostile or damaged message can make the decoder raise; ValueError includes MsgspecError's base and Unicode
 _BAD_BYTES = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError, MemoryError)
 
@@ -100,7 +101,7 @@ class _Walk:
     def node(self, value: Any, depth: int) -> object:
         kind = type(value)
         self._left -= 1
-        if kind in _ATOMS:
+        if kind in ATOMS:
             return value
         if self._left < 0 or depth > DEPTH_MAX:
             raise NotATree
@@ -179,6 +180,14 @@ def decode_plain(body: Buffer) -> Any:
         return _decode(body)
     except _BAD_BYTES as error:
         raise CodecError(f"not an encoded value: {error}") from error
+
+
+def decode_plain_call(body: Buffer) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Typed, so that the decoder checks the shape: cheaper than a look at what came out."""
+    try:
+        return _decode_call(body)
+    except _BAD_BYTES as error:
+        raise CodecError(f"not an encoded call: {error}") from error
 
 
 def decode_array(body: Buffer, region: Region) -> "numpy.ndarray[Any, Any]":

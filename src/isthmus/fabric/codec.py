@@ -20,7 +20,7 @@ import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 
 from isthmus.core.errors import CodecError, FunctionLoadError
-from isthmus.fabric._buffers import Buffer, Encoded, Region, join
+from isthmus.fabric._buffers import INLINE_BYTES_MAX, Buffer, Encoded, Region, join
 from isthmus.fabric._exceptions import (
     EXCEPTION,
     WORDS,
@@ -32,11 +32,13 @@ from isthmus.fabric._exceptions import (
 from isthmus.fabric._pickles import PICKLE, decode_pickle, encode_pickle
 from isthmus.fabric._trees import (
     ARRAY,
+    ATOMS,
     PLAIN,
     TREE,
     NotATree,
     decode_array,
     decode_plain,
+    decode_plain_call,
     decode_tree,
     encode_array,
     encode_plain,
@@ -80,6 +82,8 @@ def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
 
 def decode_call(meta: Buffer, data: Buffer | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and the keyword arguments. Raises CodecError."""
+    if meta and meta[0] == _PLAIN:
+        return decode_plain_call(meta[1:])
     value = decode_value(meta, data)
     if meta[0] == _ARRAY:
         return (value,), {}
@@ -97,10 +101,11 @@ def encode_value(value: Any) -> Encoded:
     """Raises CodecError, naming the part, when one cannot be pickled."""
     if value is None:
         return _NONE
+    kind = type(value)
     try:
-        if is_flat((value,)):
+        if kind in ATOMS or ((kind is bytes or kind is str) and len(value) <= INLINE_BYTES_MAX):
             return encode_plain(value)
-        if is_array_type(type(value)):
+        if is_array_type(kind):
             return encode_array(value)
         return encode_tree(value)
     except NotATree:
