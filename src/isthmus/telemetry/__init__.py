@@ -1,0 +1,1 @@
+"""Metrics and structured logs, the same names everywhere. Knows nothing of what it measures."""

@@ -1,0 +1,38 @@
+"""Command: fabric."""
+
+import dataclasses
+from typing import Any
+
+import typer
+
+from isthmus.cli.failures import Failure
+from isthmus.cli.options import Json
+from isthmus.cli.output import print_json
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(fabric)
+
+
+def fabric(as_json: Json = False) -> None:
+    """Show the data plane of this machine: which library, transports and devices calls would use.
+
+    \b
+      isthmus fabric
+    Without UCX the plain-Python fabric is used: the same behaviour, slower.
+    """
+    try:
+        from isthmus.fabric import report
+    except ImportError as error:
+        raise Failure(f"no fabric report here ({error}); the plain-Python fabric is used") from error
+    made = report.report()
+    if as_json:
+        print_json(_plain(made))
+    else:
+        typer.echo(report.render(made))
+
+
+def _plain(made: Any) -> Any:
+    import msgspec
+
+    return dataclasses.asdict(made) if dataclasses.is_dataclass(made) else msgspec.to_builtins(made)

@@ -1,0 +1,144 @@
+"""Commands: login, token create|list|revoke."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from isthmus.cli.failures import Failure
+from isthmus.cli.options import Json, State
+from isthmus.cli.output import age, print_json, show
+from isthmus.cli.sites import Site, open_site
+
+token = typer.Typer(
+    help="API keys: make, list, revoke.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
+
+
+class Role(StrEnum):
+    admin = "admin"
+    operator = "operator"
+    user = "user"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(login)
+    app.add_typer(token, name="token")
+
+
+def login(
+    url: Annotated[str, typer.Argument(help="URL of the site, like https://isthmus.example.org.")] = "",
+    forget: Annotated[bool, typer.Option("--forget", help="Forget the site and its key instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remember a site and your API key for it; programs of this user then find it by themselves.
+
+    \b
+      isthmus login https://isthmus.example.org            asks for the key without showing it
+      echo $KEY | isthmus login https://isthmus.example.org
+      isthmus login --forget                               back to this machine's own site
+    """
+    from isthmus.core.discovery import Login, login_path, read_login
+
+    known = read_login()
+    keys = (
+        {site: key for site, key in known.keys.items() if site != known.site} if forget else dict(known.keys)
+    )
+    url = "" if forget else url.rstrip("/")
+    if not forget:
+        if not url.startswith(("http://", "https://")):
+            raise Failure("give the site's URL, for example: isthmus login https://isthmus.example.org")
+        keys[url] = _ask_key()
+        Site(url, keys[url]).get("status")  # a wrong key is refused now, not at the first call
+    _write(Login(site=url, keys=keys))
+    if as_json:
+        print_json({"site": url, "file": str(login_path())})
+    else:
+        typer.echo(f"programs now use {url}" if url else "programs now use this machine's own site")
+
+
+def _ask_key() -> str:
+    import sys
+
+    key = typer.prompt("API key", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
+    return str(key).strip()
+
+
+def _write(login: object) -> None:
+    import os
+
+    import msgspec
+
+    from isthmus.core.discovery import login_path
+
+    path = login_path()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(msgspec.json.encode(login))
+    temporary.replace(path)
+
+
+@token.command()
+def create(
+    tenant: Annotated[str, typer.Argument(help="Whose leases it may make.")],
+    role: Annotated[
+        Role, typer.Option(help="admin: all; operator: nodes and policy; user: own things.")
+    ] = Role.user,
+    label: Annotated[str, typer.Option(help="To recognise it by, in lists and audits.")] = "",
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Make an API key. It is shown once: the site keeps only its hash.
+
+    \b
+      isthmus token create physics --label "Ada's laptop"
+    """
+    document = open_site(state).post("keys", body={"tenant": tenant, "role": role.value, "label": label})
+    if as_json:
+        print_json(document)
+    else:
+        typer.echo(
+            f"{document['secret']}\n{document['key']}: {role.value} of {tenant}; shown once, keep it safe",
+            err=False,
+        )
+
+
+@token.command("list")
+def list_keys(state: State = None, as_json: Json = False) -> None:
+    """List API keys, never their secrets.
+
+    \b
+      isthmus token list
+    """
+    show(
+        open_site(state).get("keys"),
+        as_json,
+        [
+            ("KEY", lambda row: row["key"]),
+            ("TENANT", lambda row: row["tenant"]),
+            ("ROLE", lambda row: row["role"]),
+            ("LABEL", lambda row: row["label"]),
+            ("CREATED", lambda row: age(row["created_s"])),
+            ("STATE", lambda row: "revoked" if row["revoked"] else "valid"),
+        ],
+        "no keys",
+    )
+
+
+@token.command()
+def revoke(
+    key: Annotated[str, typer.Argument(help="The key's id (key_...), not its secret.")],
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Revoke an API key at once. Leases it made go on until they end.
+
+    \b
+      isthmus token revoke key_01jh2k3m4n5p6q7r
+    """
+    document = open_site(state).delete("keys", key)
+    if as_json:
+        print_json(document)
+    else:
+        typer.echo(f"{document['key']} revoked")

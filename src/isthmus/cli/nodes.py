@@ -1,0 +1,63 @@
+"""Commands: nodes, drain, resume."""
+
+from typing import Annotated, Any
+
+import typer
+
+from isthmus.cli.options import Json, State
+from isthmus.cli.output import show
+from isthmus.cli.sites import open_site
+
+Node = Annotated[str, typer.Argument(help="A node's name, as `isthmus nodes` shows it.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(nodes)
+    app.command()(drain)
+    app.command()(resume)
+
+
+def nodes(state: State = None, as_json: Json = False) -> None:
+    """List the machines that can host leases, and what holds limits there.
+
+    \b
+      isthmus nodes
+    """
+    _show(open_site(state).get("nodes"), as_json)
+
+
+def drain(node: Node, state: State = None, as_json: Json = False) -> None:
+    """Give a node no new leases; those it has end in order.
+
+    \b
+      isthmus drain node7      before maintenance; undo with `isthmus resume node7`
+    """
+    _show(open_site(state).post("nodes", node, "drain"), as_json)
+
+
+def resume(node: Node, state: State = None, as_json: Json = False) -> None:
+    """Give a drained node leases again.
+
+    \b
+      isthmus resume node7
+    """
+    _show(open_site(state).post("nodes", node, "resume"), as_json)
+
+
+def _show(document: list[dict[str, Any]], as_json: bool) -> None:
+    from isthmus.core.units import format_bytes
+
+    show(
+        document,
+        as_json,
+        [
+            ("NODE", lambda row: row["node"]),
+            ("AGENT", lambda row: row["agent"]),
+            ("CORES", lambda row: row["cores"]),
+            ("MEMORY", lambda row: format_bytes(row["memory_bytes"])),
+            ("GPUS", lambda row: row["gpus"]),
+            ("CORES HELD BY", lambda row: row["enforcement"]["cores"]),
+            ("MEMORY HELD BY", lambda row: row["enforcement"]["memory"]),
+        ],
+        "no nodes yet; the agent may still be starting",
+    )

@@ -1,0 +1,102 @@
+"""Find the site a process should speak to, and the key it speaks with. `sdk` and `cli` share it.
+
+In this order: the lease that this code runs under (nested calls), the configured site, the site that `isthmus
+login` chose, the site that runs for this user on this machine. Nothing is dialled here: a found site may
+still be down. Not here: starting an embedded site (`isthmus.sdk`).
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from isthmus.core.api import SiteFile
+from isthmus.core.errors import SettingsError
+from isthmus.core.model import Record
+from isthmus.core.settings import Settings, config_path
+
+SITE_FILE = "site.json"
+KEY_FILE = "key"
+LOGIN_FILE = "login.json"
+
+
+class Endpoint(NamedTuple):
+    """`key` is the bearer of every request: an API key, or `lease:<lease>:<token>` inside an executor."""
+
+    url: str
+    key: str
+
+
+class Login(Record, frozen=True):
+    """`login.json` beside the settings file, readable by its user only; written by `isthmus login`."""
+
+    site: str = ""
+    keys: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+def discover(settings: Settings, environ: Mapping[str, str] = os.environ) -> Endpoint | None:
+    """The site to use, or None when nothing is configured and none runs here. Raises SettingsError."""
+    if token := environ.get("ISTHMUS_LEASE_TOKEN"):
+        return Endpoint(environ["ISTHMUS_SITE"], f"lease:{environ['ISTHMUS_LEASE']}:{token}")
+    login = read_login(environ)
+    if url := settings.client.site or environ.get("ISTHMUS_SITE") or login.site:
+        return Endpoint(url.rstrip("/"), _key_of(url.rstrip("/"), settings, login))
+    return find_local(settings.state_path)
+
+
+def find_local(state: Path) -> Endpoint | None:
+    """The site whose state directory this is, if its process lives and its key is readable."""
+    site = read_site(state)
+    if site is None:
+        return None
+    try:
+        return Endpoint(site.url, (state / KEY_FILE).read_text("ascii").strip())
+    except OSError:
+        return None
+
+
+def read_site(state: Path) -> SiteFile | None:
+    """`site.json` of a site that is alive. A file left behind by a killed site counts as no site."""
+    try:
+        site = msgspec.json.decode((state / SITE_FILE).read_bytes(), type=SiteFile)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return site if is_alive(site.pid) else None
+
+
+def is_alive(pid: int) -> bool:
+    """Whether this process exists and is no zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return True  # no /proc here: the signal's word stands
+
+
+def login_path(environ: Mapping[str, str] = os.environ) -> Path:
+    return config_path(environ).parent / LOGIN_FILE
+
+
+def read_login(environ: Mapping[str, str] = os.environ) -> Login:
+    path = login_path(environ)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Login)
+    except FileNotFoundError:
+        return Login()
+    except (OSError, msgspec.MsgspecError) as error:
+        raise SettingsError(f"{path}: {error}; run `isthmus login` again or remove the file") from error
+
+
+def _key_of(url: str, settings: Settings, login: Login) -> str:
+    """The key configured for this URL, else the one of a local site that has this very URL."""
+    if key := settings.client.api_key or login.keys.get(url, ""):
+        return key
+    local = find_local(settings.state_path)
+    return local.key if local is not None and local.url == url else ""
