@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS audit (
 
 
 class AuditRow(Record, frozen=True):
-TENANTLINE
+    """One request that changed something, or tried to. `action`: method, path; `detail`: an error code."""
 
     at_s: float
     tenant: TenantId
