@@ -1,8 +1,8 @@
 """What the site and a node's agent say to each other over one WebSocket that the agent dials.
 
-Each message is one msgpack-encoded tagged struct. Orders carry a `number`; the agent answers each with `Done` or
-`Failed` of the same number, in any order. Orders are idempotent: repeating one changes nothing and gives the same
-answer. Reports are unasked for and may repeat.
+Each message is one msgpack-encoded tagged struct. Orders carry a `number`; the agent answers each with `Done`
+or `Failed` of the same number, in any order. Orders are idempotent: repeating one changes nothing and gives
+the same answer. Reports are unasked for and may repeat.
 
 Authentication is mutual: both sides prove they hold the node's join key by an HMAC over the other's nonce
 (`Challenge` -> `AgentHello` -> `SiteHello`) before anything else is accepted.
@@ -18,7 +18,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknow
     pass
 
 
-# handshake ------------------------------------------------------------------------------------------------------
+# handshake --------------------------------------------------------------------------------------------------
 class Challenge(Message, frozen=True):
     """Site -> agent, first."""
 
@@ -58,7 +58,7 @@ class SiteHello(Message, frozen=True):
     orphan_s: float  # how long leases outlive their deadline while the site cannot be reached
 
 
-# orders ---------------------------------------------------------------------------------------------------------
+# orders -----------------------------------------------------------------------------------------------------
 class Order(Message, frozen=True):
     number: int
 
@@ -94,7 +94,9 @@ class DrainLease(Order, frozen=True):
 
 
 class EndLease(Order, frozen=True):
-    """Stop all its executors (SIGTERM, SIGKILL after grace_s), free its cgroup and files. Unknown lease: Done."""
+    """Stop all its executors (SIGTERM, SIGKILL after grace_s), free its cgroup and files. Unknown lease:
+    Done.
+    """
 
     lease: LeaseId
     reason: EndReason
@@ -123,7 +125,7 @@ class Warm(Order, frozen=True):
     spares: int
 
 
-# answers --------------------------------------------------------------------------------------------------------
+# answers ----------------------------------------------------------------------------------------------------
 class Done(Message, frozen=True):
     number: int
     executor: ExecutorInfo | None = None
@@ -141,7 +143,7 @@ class Failed(Message, frozen=True):
     message: str
 
 
-# reports --------------------------------------------------------------------------------------------------------
+# reports ----------------------------------------------------------------------------------------------------
 class FunctionUse(msgspec.Struct, frozen=True, kw_only=True):
     """Counters of one function on one executor since that executor started."""
 
@@ -188,8 +190,22 @@ class LeaseEnded(Message, frozen=True):
 
 
 AnyMessage = (
-    Challenge | AgentHello | SiteHello | StartLease | AddExecutor | RenewLease | DrainLease | EndLease
-    | KillExecutor | ReadLog | Warm | Done | Failed | Heartbeat | ExecutorEnded | LeaseEnded
+    Challenge
+    | AgentHello
+    | SiteHello
+    | StartLease
+    | AddExecutor
+    | RenewLease
+    | DrainLease
+    | EndLease
+    | KillExecutor
+    | ReadLog
+    | Warm
+    | Done
+    | Failed
+    | Heartbeat
+    | ExecutorEnded
+    | LeaseEnded
 )
 
 MESSAGE_BYTES_MAX = 4 * 2**20
@@ -202,4 +218,5 @@ def encode(message: AnyMessage) -> bytes:
 
 def decode(data: bytes) -> AnyMessage:
     """Raises msgspec.MsgspecError (DecodeError or ValidationError) for anything that is no message."""
-    return _DECODER.decode(data)
+    message: AnyMessage = _DECODER.decode(data)
+    return message

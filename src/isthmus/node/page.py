@@ -1,8 +1,8 @@
 """The lease page: 4 KiB of a file that an executor and its agent share.
 
-The executor counts into it without a system call; the agent meters from it, and sets the deadline and the draining
-flag. Because both map the file, the executor can fence itself when the agent is dead, and a restarted agent finds
-everything it must know about a running executor here.
+The executor counts into it without a system call; the agent meters from it, and sets the deadline and the
+draining flag. Because both map the file, the executor can fence itself when the agent is dead, and a
+restarted agent finds everything it must know about a running executor here.
 
 Invariant: each word has one writer. Words are 8-byte aligned, so a reader never sees half of one. Times are
 CLOCK_MONOTONIC, which all processes of a machine share and which does not jump.
@@ -13,10 +13,9 @@ offset  words  field           writer
     16      1  orphan_ns       agent     ... plus this while a client is connected
     24      1  draining        agent     1: admit no further calls
     64      1  pid             executor
-    72      1  start_ticks     executor  field 22 of /proc/PID/stat: tells it from a later process with its pid
-    80      1  running         executor  1 while user code runs
-    88      1  clients         executor  connected clients
-    96      1  last_call_ns    executor  when the last call ended
+    72      1  start_ticks     executor  field 22 of /proc/PID/stat: tells it from a later process with its
+    pid 80      1  running         executor  1 while user code runs 88      1  clients         executor
+    connected clients 96      1  last_call_ns    executor  when the last call ended
    104      1  spin_ns         executor
    112      1  rows            executor  function rows in use
    120      1  exit_status     executor  0, or 1 + exit code of an exit in order
@@ -93,7 +92,9 @@ class Page:
         self._put_text(_ADDRESS, _ADDRESS_BYTES, value)
 
     def add_row(self, name: str) -> int:
-        """The first word of the row that counts this function. Rows are finite: late comers share the last one."""
+        """The first word of the row that counts this function. Rows are finite: late comers share the last
+        one.
+        """
         used = self.words[ROWS]
         for row in range(used):
             if self._name(row) == name:

@@ -1,0 +1,339 @@
+"""The agent: one process per node that does what the site orders, and guards the leases when the site is
+away.
+
+    python -m isthmus.node.agent --site ws://HOST:PORT/agent --node NAME --state DIR [--parent PID] [--cache
+    DIR]
+
+The join key comes in ISTHMUS_JOIN_KEY (hex), settings in ISTHMUS_AGENT_SETTINGS (JSON NodeSettings); both are
+removed from the environment at once. Killed, it leaves its executors running; started again with the same
+state directory, it adopts them. SIGTERM and the parent's death end everything.
+Not here: leases (`hosting.py`), the line to the site (`connection.py`).
+"""
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+import msgspec
+
+from isthmus.core.errors import AuthError, IsthmusError, SettingsError, SiteUnavailableError
+from isthmus.core.ids import NodeId
+from isthmus.core.model import ISTHMUS_VERSION, EndReason, Enforcement, python_version
+from isthmus.core.settings import NodeSettings, Settings
+from isthmus.core.units import parse_bytes
+from isthmus.node import connection, processes
+from isthmus.node.connection import Connection
+from isthmus.node.environments import Environments
+from isthmus.node.hosting import Host
+from isthmus.node.isolation import choose, state_tag
+from isthmus.node.leases import Allotments, Capacity
+from isthmus.node.messages import (
+    AddExecutor,
+    AgentHello,
+    AnyMessage,
+    Done,
+    DrainLease,
+    EndLease,
+    Failed,
+    Heartbeat,
+    KillExecutor,
+    LeaseEnded,
+    Order,
+    ReadLog,
+    RenewLease,
+    StartLease,
+    Warm,
+)
+from isthmus.node.records import Records
+from isthmus.node.zygotes import Zygotes
+
+EXPIRY_TICK_S = 0.25  # how late an expired lease may be noticed
+REPORTS_MAX = 1000  # kept while the site is away; ends of leases are on disk besides
+LOG_READ_MAX = 2**20
+_PROMPT_END_GRACE_S = 1.0
+
+log = logging.getLogger("isthmus.agent")
+
+
+class Agent:
+    def __init__(self, site: str, node: NodeId, state: Path, join_key: bytes, settings: NodeSettings,
+                 cache: Path) -> None:  # fmt: skip
+        self._site = site
+        self._node = node
+        self._join_key = join_key
+        self._settings = settings
+        self._state = state
+        self._records = Records(state)
+        isolation, why = choose(settings.isolation, state_tag(state))
+        self._isolation = isolation
+        self._why_no_stronger = why
+        self._capacity = capacity(settings)
+        self._reports: deque[AnyMessage] = deque(maxlen=REPORTS_MAX)
+        self._reported = asyncio.Event()
+        self._connection: Connection | None = None
+        self._stop = asyncio.Event()
+        self._end_reason = EndReason.SITE_STOPPED
+        self._orders: set[asyncio.Task[None]] = set()
+        self._zygotes = Zygotes(settings.fabric, state / "agent.log")
+        self._host = Host(
+            settings, node, rest_url(site), Allotments(self._capacity), isolation, self._records,
+            self._zygotes, Environments(cache), self._tell,
+        )  # fmt: skip
+
+    async def run(self, parent: int | None) -> None:
+        """Until SIGTERM, the parent's death, or a site that stays away for longer than its orphan time."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        if parent is not None:
+            _watch_parent(loop, parent, self._stop)
+        await self._host.adopt()
+        tasks = [
+            asyncio.create_task(self._keep_connected(), name="agent.connection"),
+            asyncio.create_task(self._expire(), name="agent.expiry"),
+            asyncio.create_task(self._meter(), name="agent.meter"),
+            asyncio.create_task(self._await_stop(), name="agent.stop"),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await self._close(tasks)
+
+    # the site -----------------------------------------------------------------------------------------------
+    async def _keep_connected(self) -> None:
+        lost_s = time.monotonic()
+        attempt = 0
+        while True:
+            try:
+                self._connection = await connection.dial(self._site, self._join_key, self._introduce)
+                attempt = 0
+                log.info("connected to %s", self._site)
+                await self._converse(self._connection)
+            except AuthError as error:
+                log.error("%s", error)
+            except SiteUnavailableError as error:
+                log.info("%s", error)
+            if self._connection is not None:
+                lost_s, self._connection = time.monotonic(), None
+            if time.monotonic() - lost_s > max(self._host.orphan_s, self._settings.meter_s * 30):
+                log.error("the site has been away for %.0f s: ending", time.monotonic() - lost_s)
+                return
+            await connection.backoff(attempt)
+            attempt += 1
+
+    async def _converse(self, line: Connection) -> None:
+        self._host.set_orphan_s(line.orphan_s)
+        for ended in self._records.ends():
+            self._tell(ended)
+        sender = asyncio.create_task(self._send_reports(line), name="agent.reports")
+        try:
+            await line.orders(lambda order: self._obey_soon(line, order))
+        finally:
+            sender.cancel()
+            await line.close()
+
+    async def _send_reports(self, line: Connection) -> None:
+        """Send what was told, in order; an end of a lease is forgotten only when it has arrived."""
+        try:
+            while True:
+                self._reported.clear()
+                while self._reports:
+                    message = self._reports[0]
+                    await line.send(message)
+                    if isinstance(message, LeaseEnded):
+                        await line.flushed()
+                        self._records.forget_end(message.lease)
+                    self._reports.popleft()
+                await self._reported.wait()
+        except SiteUnavailableError as error:
+            log.info("%s", error)
+
+    def _introduce(self, nonce: bytes, proof: bytes) -> AgentHello:
+        return AgentHello(
+            node=self._node, nonce=nonce, proof=proof, version=ISTHMUS_VERSION, python=python_version(),
+            hostname=socket.gethostname(), pid=os.getpid(), cores=len(self._capacity.cores),
+            memory_bytes=self._capacity.memory_bytes, gpus=self._capacity.gpus,
+            enforcement=self._enforcement(), running=self._host.running(),
+        )  # fmt: skip
+
+    def _enforcement(self) -> Enforcement:
+        enforcement = self._isolation.enforcement
+        detail = "; ".join(part for part in (enforcement.detail, self._why_no_stronger) if part)
+        return msgspec.structs.replace(enforcement, detail=detail)
+
+    # orders -------------------------------------------------------------------------------------------------
+    def _obey_soon(self, line: Connection, order: Order) -> None:
+        task = asyncio.create_task(self._answer(line, order), name=f"order-{order.number}")
+        self._orders.add(task)
+        task.add_done_callback(self._orders.discard)
+
+    async def _answer(self, line: Connection, order: Order) -> None:
+        answer: Done | Failed
+        try:
+            answer = await self._obey(order)
+        except IsthmusError as error:
+            answer = Failed(number=order.number, code=type(error).__name__, message=str(error))
+        except Exception as error:  # a task boundary: the site must hear of whatever went wrong here
+            log.exception("order %d failed", order.number)
+            message = f"the agent could not do it: {type(error).__name__}: {error}"
+            answer = Failed(number=order.number, code="IsthmusError", message=message)
+        try:
+            await line.send(answer)
+        except SiteUnavailableError as error:
+            log.info("answer %d is lost: %s", order.number, error)
+
+    async def _obey(self, order: Order) -> Done:
+        host, number = self._host, order.number
+        match order:
+            case StartLease():
+                executor, enforcement = await host.start(order)
+                return Done(number=number, executor=executor, enforcement=enforcement)
+            case AddExecutor(lease=lease):
+                return Done(number=number, executor=await host.add_executor(lease))
+            case RenewLease(lease=lease, deadline_s=deadline_s):
+                host.renew(lease, deadline_s)
+            case DrainLease(lease=lease):
+                host.drain(lease)
+            case EndLease(lease=lease, reason=reason, grace_s=grace_s):
+                await host.end(lease, reason, grace_s)
+            case KillExecutor(lease=lease, executor=executor_id):
+                return Done(number=number, killed=await host.kill(lease, executor_id))
+            case ReadLog(lease=lease, offset=offset, limit_bytes=limit_bytes):
+                chunk = host.read_log(lease, offset, min(limit_bytes, LOG_READ_MAX))
+                return Done(number=number, text=chunk.text, next_offset=chunk.next_offset)
+            case Warm(environment=environment, spares=spares):
+                await host.warm(environment, spares)
+        return Done(number=number)
+
+    # loops --------------------------------------------------------------------------------------------------
+    def _tell(self, message: AnyMessage) -> None:
+        self._reports.append(message)
+        self._reported.set()
+
+    async def _meter(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.meter_s)
+            self._host.trim_logs()
+            line = self._connection
+            if line is not None:
+                try:
+                    await line.send(Heartbeat(leases=self._host.reports()))
+                except SiteUnavailableError:
+                    continue  # the connection's own task notices and dials again
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRY_TICK_S)
+            for lease in self._host.overdue(self._connection is not None):
+                task = asyncio.create_task(
+                    self._host.end(lease, EndReason.EXPIRED, 0.0, "nobody renewed it"), name=f"expire-{lease}"
+                )
+                self._orders.add(task)
+                task.add_done_callback(self._orders.discard)
+
+    async def _await_stop(self) -> None:
+        await self._stop.wait()
+
+    async def _close(self, tasks: list[asyncio.Task[None]]) -> None:
+        """End every lease, tell the site if it is there, and leave no process behind."""
+        line = self._connection
+        await self._host.close(self._end_reason, _PROMPT_END_GRACE_S)
+        await self._zygotes.close()
+        if line is not None:
+            await self._send_last(line)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _send_last(self, line: Connection) -> None:
+        try:
+            async with asyncio.timeout(1.0):
+                while self._reports:
+                    await asyncio.sleep(0.01)
+                await line.close()
+        except TimeoutError:
+            return
+
+
+def capacity(settings: NodeSettings) -> Capacity:
+    """What this process may use of the machine, or what the settings say of it. Raises SettingsError."""
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    if settings.cores > len(cores):
+        raise SettingsError(f"node.cores = {settings.cores}, but this process may use {len(cores)}")
+    try:
+        memory_bytes = (
+            parse_bytes(settings.memory) if settings.memory else int(processes.memory_total_bytes() * 0.8)
+        )
+    except ValueError as error:
+        raise SettingsError(f"node.memory: {error}") from error
+    return Capacity(cores=cores[: settings.cores or None], memory_bytes=memory_bytes)
+
+
+def rest_url(site: str) -> str:
+    """`ws://HOST:PORT/agent` -> `http://HOST:PORT`."""
+    scheme, _, rest = site.partition("://")
+    return f"{'https' if scheme == 'wss' else 'http'}://{rest.removesuffix('/agent')}"
+
+
+def _watch_parent(loop: asyncio.AbstractEventLoop, pid: int, stop: asyncio.Event) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return stop.set()
+    loop.add_reader(descriptor, stop.set)
+    return None
+
+
+def _lock_state(state: Path) -> int:
+    """One agent per state directory; the lock goes with the process."""
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(state / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SettingsError(f"another agent works in {state}; stop it or name another --state") from error
+    return descriptor
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="isthmus.node.agent", description="Run leases on this node.")
+    parser.add_argument("--site", required=True, help="ws://HOST:PORT/agent")
+    parser.add_argument("--node", required=True)
+    parser.add_argument("--state", required=True, type=Path)
+    parser.add_argument("--parent", type=int, help="end everything when this process ends")
+    parser.add_argument("--cache", type=Path, help="where virtual environments are built")
+    options = parser.parse_args()
+    join_key = bytes.fromhex(os.environ.pop("ISTHMUS_JOIN_KEY", ""))
+    settings_json = os.environ.pop("ISTHMUS_AGENT_SETTINGS", "{}")
+    try:
+        settings = msgspec.json.decode(settings_json, type=NodeSettings)
+        _lock_state(options.state)
+        logging.basicConfig(
+            filename=options.state / "agent.log",
+            level=logging.INFO,
+            format="%(asctime)s %(levelname)s %(message)s",
+        )
+        logging.getLogger("websockets").setLevel(logging.WARNING)
+        return asyncio.run(_run(options, join_key, settings))
+    except (SettingsError, msgspec.MsgspecError) as error:
+        print(f"isthmus agent: {error}", file=sys.stderr)
+        return 2
+
+
+async def _run(options: argparse.Namespace, join_key: bytes, settings: NodeSettings) -> int:
+    cache = options.cache or Settings().cache_path
+    agent = Agent(options.site, NodeId(options.node), options.state.resolve(), join_key, settings, cache)
+    await agent.run(options.parent)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,397 @@
+"""The leases on this node as they really are: their processes, their limits, their ends.
+
+Every act on a lease holds that lease's lock, so orders for one lease take effect in order while others go on.
+Acts are idempotent. What has ended is told once through `on_end` and never comes back.
+Not here: what the site wants (`agent.py`), which cores are whose (`leases.py`), what is written down
+(`records.py`).
+"""
+
+import asyncio
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from isthmus.core.errors import InvalidRequestError, IsthmusError, LeaseEndedError, NotFoundError
+from isthmus.core.ids import ExecutorId, LeaseId, NodeId, new_id
+from isthmus.core.model import EndReason, Enforcement, Environment, ExecutorInfo
+from isthmus.core.settings import NodeSettings
+from isthmus.node.assignments import Assignment
+from isthmus.node.environments import Environments
+from isthmus.node.isolation import Isolation, Share
+from isthmus.node.leases import Allotments, end_ns
+from isthmus.node.logs import Chunk, Log
+from isthmus.node.messages import AnyMessage, ExecutorEnded, LeaseEnded, LeaseReport, RunningLease, StartLease
+from isthmus.node.metering import lease_usage, report
+from isthmus.node.page import CLIENTS, DEADLINE, DRAINING, ORPHAN, Page
+from isthmus.node.processes import describe_exit
+from isthmus.node.records import LOG_FILE, LeaseRecord, Records, boot_id
+from isthmus.node.running import Executor
+from isthmus.node.zygotes import Zygotes
+
+EXECUTORS_MAX = 64  # of one lease: bounds the depth of nested calls
+_EXIT_STATUS_S = 1.0  # how long a zygote may take to report a death that we see
+_SOCKET_PATH_MAX = 100  # the kernel's limit is 107
+
+
+class Hosted:
+    """One lease: its record, its executors (dead ones keep their page), and what is being done to it."""
+
+    def __init__(self, record: LeaseRecord, directory: Path, log: Log) -> None:
+        self.record = record
+        self.directory = directory
+        self.log = log
+        self.executors: dict[ExecutorId, Executor] = {}
+        self.ended_pages: list[Page] = []
+        self.deadline_ns = record.deadline_ns
+        self.lock = asyncio.Lock()
+        self.ending = False
+        self.oom_kills = 0  # those already told
+
+    @property
+    def lease(self) -> LeaseId:
+        return self.record.lease
+
+    @property
+    def pages(self) -> list[Page]:
+        return [*self.ended_pages, *(executor.page for executor in self.executors.values())]
+
+
+class Host:
+    def __init__(
+        self, settings: NodeSettings, node: NodeId, site: str, allotments: Allotments, isolation: Isolation,
+        records: Records, zygotes: Zygotes, environments: Environments, tell: Callable[[AnyMessage], None],
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._node = node
+        self._site = site
+        self._allotments = allotments
+        self._isolation = isolation
+        self._records = records
+        self._zygotes = zygotes
+        self._environments = environments
+        self._tell = tell
+        self._leases: dict[LeaseId, Hosted] = {}
+        self._watches: set[asyncio.Task[None]] = set()
+        self.orphan_s = 0.0
+
+    # orders -------------------------------------------------------------------------------------------------
+    async def start(self, order: StartLease) -> tuple[ExecutorInfo, Enforcement]:
+        """Raises NoCapacityError, FunctionLoadError, LeaseEndedError."""
+        hosted = self._leases.get(order.lease)
+        if hosted is None:
+            hosted = self._admit(order)
+            async with hosted.lock:
+                await self._begin(hosted)
+        async with hosted.lock:
+            if not hosted.executors or hosted.ending:
+                raise LeaseEndedError(f"lease {order.lease} has ended on {self._node}")
+            return next(iter(hosted.executors.values())).info, hosted.record.enforcement
+
+    async def add_executor(self, lease: LeaseId) -> ExecutorInfo:
+        hosted = self._find(lease)
+        async with hosted.lock:
+            if hosted.ending:
+                raise LeaseEndedError(f"lease {lease} is ending")
+            if len(hosted.executors) >= EXECUTORS_MAX:
+                raise InvalidRequestError(
+                    f"lease {lease} has {EXECUTORS_MAX} executors already: calls nest too deep"
+                )
+            executor = await self._add(hosted)
+        return executor.info
+
+    def renew(self, lease: LeaseId, deadline_s: float) -> None:
+        hosted = self._find(lease)
+        hosted.deadline_ns = _monotonic_ns(deadline_s)
+        for executor in hosted.executors.values():
+            executor.page[DEADLINE] = hosted.deadline_ns
+
+    def drain(self, lease: LeaseId) -> None:
+        for executor in self._find(lease).executors.values():
+            executor.page[DRAINING] = 1
+
+    async def end(self, lease: LeaseId, reason: EndReason, grace_s: float, detail: str = "") -> None:
+        """Stop everything of the lease and free what it held. Unknown leases have ended already."""
+        hosted = self._leases.get(lease)
+        if hosted is None:
+            return
+        hosted.ending = True
+        async with hosted.lock:
+            if lease not in self._leases:
+                return
+            await self._stop(hosted, grace_s)
+            usage = lease_usage(hosted.record, hosted.pages, self._isolation)
+            await asyncio.to_thread(self._isolation.destroy, lease)
+            ended = LeaseEnded(lease=lease, reason=reason, detail=detail, usage=usage)
+            self._records.write_end(ended)
+            self._forget(hosted)
+        self._tell(ended)
+
+    async def kill(self, lease: LeaseId, executor: ExecutorId) -> bool:
+        """SIGKILL one executor. The lease ends with its last one. False: it was gone already."""
+        hosted = self._leases.get(lease)
+        running = hosted.executors.get(executor) if hosted is not None else None
+        if running is None:
+            return False
+        running.killed = True
+        running.send_signal(signal.SIGKILL)
+        await running.gone.wait()
+        return True
+
+    def read_log(self, lease: LeaseId, offset: int, limit_bytes: int) -> Chunk:
+        return self._find(lease).log.read(offset, limit_bytes)
+
+    async def warm(self, environment: Environment, spares: int) -> None:
+        if spares == 0:
+            if not any(hosted.record.environment == environment for hosted in self._leases.values()):
+                await self._zygotes.stop(environment.id)
+            return
+        await self._zygotes.warm(environment, await self._environments.python(environment), spares)
+
+    # what runs ----------------------------------------------------------------------------------------------
+    def running(self) -> tuple[RunningLease, ...]:
+        return tuple(
+            RunningLease(
+                lease=hosted.lease,
+                executors=tuple(executor.info for executor in hosted.executors.values()),
+                deadline_s=time.time() + (hosted.deadline_ns - time.monotonic_ns()) / 1e9,
+                usage=lease_usage(hosted.record, hosted.pages, self._isolation),
+            )
+            for hosted in self._leases.values()
+            if hosted.executors and not hosted.ending
+        )
+
+    def reports(self) -> tuple[LeaseReport, ...]:
+        return tuple(
+            report(hosted.record, hosted.pages, self._isolation)
+            for hosted in self._leases.values()
+            if not hosted.ending
+        )
+
+    def trim_logs(self) -> None:
+        for hosted in self._leases.values():
+            hosted.log.trim()
+
+    def overdue(self, site_connected: bool) -> list[LeaseId]:
+        """Leases whose time is up."""
+        now_ns = time.monotonic_ns()
+        orphan_ns = int(self.orphan_s * 1e9)
+        late = []
+        for hosted in self._leases.values():
+            clients = sum(executor.page[CLIENTS] for executor in hosted.executors.values())
+            if now_ns > end_ns(hosted.deadline_ns, orphan_ns, clients, site_connected):
+                late.append(hosted.lease)
+        return late
+
+    def set_orphan_s(self, orphan_s: float) -> None:
+        self.orphan_s = orphan_s
+        for hosted in self._leases.values():
+            for executor in hosted.executors.values():
+                executor.page[ORPHAN] = int(orphan_s * 1e9)
+
+    async def adopt(self) -> None:
+        """Take over what an earlier agent of this state directory left; clear away what cannot be taken
+        over.
+        """
+        for lease, record in list(self._records.leases()):
+            if record is None or record.boot != boot_id():
+                await asyncio.to_thread(self._isolation.destroy, lease)
+                self._records.forget(lease)
+                continue
+            await self._adopt_one(record)
+        for lease in self._isolation.remains():
+            if lease not in self._leases:
+                await asyncio.to_thread(self._isolation.destroy, lease)
+
+    async def close(self, reason: EndReason, grace_s: float) -> None:
+        """End every lease."""
+        async with asyncio.TaskGroup() as tasks:
+            for lease in list(self._leases):
+                tasks.create_task(self.end(lease, reason, grace_s), name=f"end-{lease}")
+        for watch in list(self._watches):
+            watch.cancel()
+
+    # steps --------------------------------------------------------------------------------------------------
+    def _find(self, lease: LeaseId) -> Hosted:
+        hosted = self._leases.get(lease)
+        if hosted is None:
+            raise NotFoundError(f"no lease {lease} on {self._node}")
+        return hosted
+
+    def _admit(self, order: StartLease) -> Hosted:
+        share = self._allotments.take(order.lease, order.resources)
+        record = LeaseRecord(
+            boot=boot_id(), lease=order.lease, tenant=order.tenant, resources=order.resources,
+            environment=order.environment, lease_key=order.lease_key, cores=share.cores,
+            enforcement=Enforcement(), started_ns=time.monotonic_ns(),
+            deadline_ns=_monotonic_ns(order.deadline_s),
+        )  # fmt: skip
+        hosted = self._leases[order.lease] = self._hosted(record)
+        return hosted
+
+    def _hosted(self, record: LeaseRecord) -> Hosted:
+        directory = self._records.directory(record.lease)
+        return Hosted(record, directory, Log(directory / LOG_FILE, self._settings.log_bytes_max))
+
+    async def _begin(self, hosted: Hosted) -> None:
+        """Write down, enforce, start; or undo all of it."""
+        try:
+            self._records.write(hosted.record)
+            share = Share(hosted.record.cores, hosted.record.resources.memory_bytes)
+            enforcement = self._isolation.create(hosted.lease, share)
+            hosted.record = msgspec.structs.replace(hosted.record, enforcement=enforcement)
+            self._records.write(hosted.record)
+            await self._add(hosted)
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(self._isolation.destroy, hosted.lease))
+            self._forget(hosted)
+            raise
+
+    async def _add(self, hosted: Hosted) -> Executor:
+        environment = hosted.record.environment
+        python = await self._environments.python(environment)
+        spare = await self._zygotes.take(environment, python, spares=1)
+        executor_id = ExecutorId(new_id("ex"))
+        page_path = hosted.directory / f"{executor_id}.page"
+        page = Page(page_path, create=True)
+        page[DEADLINE] = hosted.deadline_ns
+        page[ORPHAN] = int(self.orphan_s * 1e9)
+        try:
+            attaching = asyncio.to_thread(self._isolation.attach, hosted.lease, spare.pid)
+            address, _ = await asyncio.gather(
+                spare.assign(self._assignment(hosted, executor_id, page_path)), attaching
+            )
+        except (IsthmusError, OSError):
+            spare.discard()
+            page.close()
+            raise
+        finally:
+            self._zygotes.refill(environment.id)
+        info = ExecutorInfo(executor=executor_id, address=address, pid=spare.pid)
+        return self._watch(hosted, Executor(info, page, spare.is_reaped))
+
+    def _assignment(self, hosted: Hosted, executor: ExecutorId, page: Path) -> Assignment:
+        record = hosted.record
+        return Assignment(
+            executor=executor, lease=record.lease, tenant=record.tenant, node=self._node,
+            lease_key=record.lease_key, page=str(page), log=str(hosted.directory / LOG_FILE),
+            listen=self._settings.listen or f"unix:{self._socket_path(hosted, executor)}", site=self._site,
+            cores=len(record.cores), spin_s=self._settings.spin_s,
+        )  # fmt: skip
+
+    def _socket_path(self, hosted: Hosted, executor: ExecutorId) -> Path:
+        """In the lease's directory; elsewhere, as short as can be, when that path is too long for a
+        socket.
+        """
+        path = hosted.directory / f"{executor}.sock"
+        if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
+            return path
+        directory = short_directory(self._records.state)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        return directory / f"{executor}.sock"
+
+    def _watch(self, hosted: Hosted, executor: Executor) -> Executor:
+        hosted.executors[executor.info.executor] = executor
+        watch = asyncio.create_task(self._await_end(hosted, executor), name=f"watch-{executor.info.executor}")
+        self._watches.add(watch)
+        watch.add_done_callback(self._watches.discard)
+        return executor
+
+    async def _await_end(self, hosted: Hosted, executor: Executor) -> None:
+        """See one executor to its end, and its lease too if that was the last."""
+        await executor.await_death()
+        exited = await self._zygotes.exits.get(
+            executor.info.pid, _EXIT_STATUS_S if executor.is_reaped() else 0.0
+        )
+        executor.settle(exited)
+        hosted.executors.pop(executor.info.executor, None)
+        hosted.ended_pages.append(executor.page)
+        _remove_socket(executor.info.address)
+        executor.gone.set()
+        if hosted.ending:
+            return
+        reason, detail = self._cause(hosted, executor)
+        if not executor.killed:
+            ended = executor.info.executor
+            self._tell(ExecutorEnded(lease=hosted.lease, executor=ended, reason=reason, detail=detail))
+        if not hosted.executors:
+            await self.end(hosted.lease, reason, 0.0, detail)
+
+    def _cause(self, hosted: Hosted, executor: Executor) -> tuple[EndReason, str]:
+        oom_kills = self._isolation.oom_kills(hosted.lease)
+        if oom_kills > hosted.oom_kills and executor.status in (-signal.SIGKILL, None):
+            hosted.oom_kills = oom_kills
+            limit = hosted.record.resources.memory
+            return EndReason.OUT_OF_MEMORY, f"it went over the lease's memory of {limit} and was killed"
+        if executor.killed:
+            return EndReason.EXITED, "killed on request"
+        return EndReason.EXITED, describe_exit(executor.status)
+
+    async def _stop(self, hosted: Hosted, grace_s: float) -> None:
+        """SIGTERM, the grace, SIGKILL."""
+        executors = list(hosted.executors.values())
+        for executor in executors:
+            executor.page[DRAINING] = 1
+            executor.send_signal(signal.SIGTERM if grace_s > 0 else signal.SIGKILL)
+        if grace_s > 0:
+            await _gone(executors, grace_s)
+            for executor in executors:
+                executor.send_signal(signal.SIGKILL)
+        await _gone(executors, _EXIT_STATUS_S * 5)
+
+    def _forget(self, hosted: Hosted) -> None:
+        self._leases.pop(hosted.lease, None)
+        self._allotments.give_back(hosted.lease)
+        for page in hosted.ended_pages:
+            page.close()
+        self._records.forget(hosted.lease)
+
+    async def _adopt_one(self, record: LeaseRecord) -> None:
+        hosted = self._hosted(record)
+        share = Share(record.cores, record.resources.memory_bytes)
+        self._leases[record.lease] = hosted
+        self._allotments.restore(record.lease, share)
+        self._isolation.create(record.lease, share)
+        for path in sorted(hosted.directory.glob("*.page")):
+            executor = Executor.found(path)
+            if executor is None:
+                path.unlink()
+            elif executor.is_alive():
+                hosted.deadline_ns = max(hosted.deadline_ns, executor.page[DEADLINE])
+                self._isolation.attach(record.lease, executor.info.pid)
+                self._watch(hosted, executor)
+            else:
+                executor.settle(None)
+                hosted.ended_pages.append(executor.page)
+        if not hosted.executors:
+            await self.end(
+                record.lease, EndReason.EXITED, 0.0, "its executor was gone when the agent came back"
+            )
+
+
+def short_directory(state: Path) -> Path:
+    """Where sockets go whose path in the state directory would be too long."""
+    digest = hashlib.blake2b(os.fsencode(state.resolve()), digest_size=6).hexdigest()
+    return Path("/tmp") / f"isthmus-{os.getuid()}-{digest}"
+
+
+async def _gone(executors: list[Executor], timeout_s: float) -> None:
+    waits = [asyncio.ensure_future(executor.gone.wait()) for executor in executors]
+    if waits:
+        _, late = await asyncio.wait(waits, timeout=timeout_s)
+        for wait in late:
+            wait.cancel()
+
+
+def _monotonic_ns(deadline_s: float) -> int:
+    """A deadline on the wall clock, on the clock that does not jump."""
+    return max(0, time.monotonic_ns() + int((deadline_s - time.time()) * 1e9))
+
+
+def _remove_socket(address: str) -> None:
+    if address.startswith("unix:"):
+        Path(address.removeprefix("unix:")).unlink(missing_ok=True)

@@ -1,0 +1,44 @@
+"""Enforcing a lease with what the machine has; `choose` says what that is, and why not more."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from isthmus.core.errors import SettingsError
+from isthmus.node.isolation.cgroup_v1 import CgroupV1
+from isthmus.node.isolation.cgroup_v2 import CgroupV2
+from isthmus.node.isolation.isolation import Consumption, Isolation, Share
+from isthmus.node.isolation.rlimits import Rlimits
+from isthmus.node.isolation.systemd import SystemdScope
+
+__all__ = [
+    "CgroupV1", "CgroupV2", "Consumption", "Isolation", "Rlimits", "Share", "SystemdScope", "choose",
+    "state_tag",
+]  # fmt: skip
+
+_STRONGEST_FIRST = (CgroupV2, CgroupV1, SystemdScope, Rlimits)
+
+
+def choose(setting: str, tag: str) -> tuple[Isolation, str]:
+    """The strongest mechanism that works here, and one line that says why none stronger does.
+
+    setting  NodeSettings.isolation: `auto`, or the one to use
+    raises   SettingsError when the named one does not work here
+    """
+    weaker_than: list[str] = []
+    for kind in _STRONGEST_FIRST:
+        if setting not in ("auto", kind.mechanism):
+            continue
+        isolation: Isolation = kind(tag)
+        reason = isolation.probe()
+        if not reason:
+            return isolation, "; ".join(weaker_than)
+        weaker_than.append(f"{kind.mechanism}: {reason}")
+    raise SettingsError(f"node.isolation = {setting!r} does not work here: {'; '.join(weaker_than)}")
+
+
+def state_tag(state: Path) -> str:
+    """Names what belongs to the agent of this state directory, so that it clears away only its own
+    remains.
+    """
+    return hashlib.blake2b(os.fsencode(state.resolve()), digest_size=4).hexdigest()

@@ -1,0 +1,65 @@
+"""The seam between a lease and what the operating system can enforce of it."""
+
+from typing import NamedTuple, Protocol
+
+from isthmus.core.ids import LeaseId
+from isthmus.core.model import Enforcement
+
+PIDS_MAX = (
+    512  # processes and threads of one lease: enough for any pool, too few for a fork bomb to hurt the node
+)
+GROUP_PREFIX = "isthmus-"
+
+
+class Share(NamedTuple):
+    """What one lease gets: these very cores, and so much memory."""
+
+    cores: tuple[int, ...]
+    memory_bytes: int
+
+
+class Consumption(NamedTuple):
+    """What a lease's processes used; `rss_bytes_max` is 0 where the mechanism keeps no maximum."""
+
+    cpu_ns: int
+    rss_bytes: int
+    rss_bytes_max: int
+
+
+class Isolation(Protocol):
+    """One mechanism. All methods are idempotent and do no more than a few system calls, except `destroy`.
+
+    They raise OSError when the system refuses what it allowed at the probe.
+    """
+
+    mechanism: str
+    enforcement: Enforcement
+    """What leases get from it."""
+
+    def probe(self) -> str:
+        """ "" when it works here, for this user; else why not, in one line. Leaves nothing behind."""
+        ...
+
+    def create(self, lease: LeaseId, share: Share) -> Enforcement:
+        """Make room for the lease; says what will really be enforced on processes attached to it."""
+        ...
+
+    def attach(self, lease: LeaseId, pid: int) -> None:
+        """Put a process, and what it will fork, under the lease."""
+        ...
+
+    def consumption(self, lease: LeaseId) -> Consumption: ...
+
+    def oom_kills(self, lease: LeaseId) -> int:
+        """How many of its processes were killed for going over its memory."""
+        ...
+
+    def destroy(self, lease: LeaseId) -> None:
+        """Kill every process of the lease, wait until they are gone, and remove what `create` made.
+        Blocks.
+        """
+        ...
+
+    def remains(self) -> list[LeaseId]:
+        """Leases that an earlier agent of this state directory left here."""
+        ...

@@ -1,0 +1,70 @@
+"""Pure: which lease holds which cores and how much memory of this node.
+
+Invariant: a core belongs to at most one lease, and the memory of all leases fits the node. A lease that does
+not fit is refused here, whatever the site believes.
+"""
+
+import msgspec
+
+from isthmus.core.errors import NoCapacityError
+from isthmus.core.ids import LeaseId
+from isthmus.core.model import Resources
+from isthmus.core.units import format_bytes
+from isthmus.node.isolation import Share
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """What may be leased on this node in all."""
+
+    cores: tuple[int, ...]
+    memory_bytes: int
+    gpus: int = 0
+
+
+class Allotments:
+    """The shares of all leases on this node."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self.capacity = capacity
+        self._shares: dict[LeaseId, Share] = {}
+
+    def take(self, lease: LeaseId, resources: Resources) -> Share:
+        """The same lease again gets the same share. Raises NoCapacityError."""
+        if lease in self._shares:
+            return self._shares[lease]
+        free = self.free_cores()
+        if resources.cores > len(free):
+            raise NoCapacityError(
+                f"{lease} needs {resources.cores} cores, "
+                f"{len(free)} of {len(self.capacity.cores)} are free here"
+            )
+        free_bytes = self.free_memory_bytes()
+        if resources.memory_bytes > free_bytes:
+            raise NoCapacityError(
+                f"{lease} needs {format_bytes(resources.memory_bytes)} of memory, "
+                f"{format_bytes(free_bytes)} of {format_bytes(self.capacity.memory_bytes)} are free here"
+            )
+        if resources.gpus > self.capacity.gpus:
+            raise NoCapacityError(f"{lease} needs {resources.gpus} GPUs, this node has {self.capacity.gpus}")
+        share = Share(free[: resources.cores], resources.memory_bytes)
+        self._shares[lease] = share
+        return share
+
+    def restore(self, lease: LeaseId, share: Share) -> None:
+        """Put back what an adopted lease holds."""
+        self._shares[lease] = share
+
+    def give_back(self, lease: LeaseId) -> None:
+        self._shares.pop(lease, None)
+
+    def free_cores(self) -> tuple[int, ...]:
+        taken = {core for share in self._shares.values() for core in share.cores}
+        return tuple(core for core in self.capacity.cores if core not in taken)
+
+    def free_memory_bytes(self) -> int:
+        return self.capacity.memory_bytes - sum(share.memory_bytes for share in self._shares.values())
+
+
+def end_ns(deadline_ns: int, orphan_ns: int, clients: int, site_connected: bool) -> int:
+    """When a lease must end: later only where the site is away and a client still uses it."""
+    return deadline_ns if site_connected or not clients else deadline_ns + orphan_ns

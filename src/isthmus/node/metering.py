@@ -1,0 +1,68 @@
+"""What leases used: from their pages, from their cgroups, from /proc. Reads only; the site does the
+billing.
+"""
+
+import time
+from collections.abc import Sequence
+
+from isthmus.core.model import Usage
+from isthmus.node.isolation import Isolation
+from isthmus.node.messages import FunctionUse, LeaseReport
+from isthmus.node.page import CPU, LAST_CALL, RUNNING, SPIN, Page, Row
+from isthmus.node.records import LeaseRecord
+
+
+def lease_usage(record: LeaseRecord, pages: Sequence[Page], isolation: Isolation) -> Usage:
+    """Usage since the lease began, dead executors included."""
+    rows = [row for page in pages for row in page.rows()]
+    consumption = isolation.consumption(record.lease)
+    dead_cpu_ns = sum(page[CPU] for page in pages) if isolation.mechanism == "none" else 0
+    return Usage(
+        allocated_core_s=len(record.cores) * (time.monotonic_ns() - record.started_ns) / 1e9,
+        cpu_s=(consumption.cpu_ns + dead_cpu_ns) / 1e9,
+        busy_s=sum(row.busy_ns for row in rows) / 1e9,
+        spin_s=sum(page[SPIN] for page in pages) / 1e9,
+        rss_bytes=consumption.rss_bytes,
+        rss_bytes_max=consumption.rss_bytes_max,
+        calls=sum(row.calls for row in rows),
+        errors=sum(row.errors for row in rows),
+    )
+
+
+def report(record: LeaseRecord, pages: Sequence[Page], isolation: Isolation) -> LeaseReport:
+    return LeaseReport(
+        lease=record.lease,
+        usage=lease_usage(record, pages, isolation),
+        idle_s=idle_s(record, pages, time.monotonic_ns()),
+        functions=function_uses(
+            [row for page in pages for row in page.rows()], time.time(), time.monotonic_ns()
+        ),
+    )
+
+
+def idle_s(record: LeaseRecord, pages: Sequence[Page], now_ns: int) -> float:
+    """Since the last call ended, or since the lease began; 0 while one runs."""
+    if any(page[RUNNING] for page in pages):
+        return 0.0
+    last_ns = max([record.started_ns, *(page[LAST_CALL] for page in pages)])
+    return max(0.0, (now_ns - last_ns) / 1e9)
+
+
+def function_uses(rows: Sequence[Row], now_s: float, now_ns: int) -> tuple[FunctionUse, ...]:
+    """Rows of the same name added up; `last_s` on the wall clock, 0 if never called."""
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(row.name, []).append(row)
+    uses = []
+    for name, same in by_name.items():
+        last_ns = max(row.last_call_ns for row in same)
+        uses.append(
+            FunctionUse(
+                name=name,
+                calls=sum(row.calls for row in same),
+                errors=sum(row.errors for row in same),
+                busy_s=sum(row.busy_ns for row in same) / 1e9,
+                last_s=now_s - (now_ns - last_ns) / 1e9 if last_ns else 0.0,
+            )
+        )
+    return tuple(uses)

@@ -1,0 +1,90 @@
+"""What /proc says about processes, and watching those that are not our children. Linux only."""
+
+import os
+import signal
+from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third on; the second may hold spaces and parentheses."""
+    text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    return text.rpartition(")")[2].split()
+
+
+def start_ticks(pid: int) -> int:
+    """When it started, in clock ticks since boot: with the pid, the identity of a process. 0: no such
+    process.
+    """
+    try:
+        return int(_stat_fields(pid)[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def is_alive(pid: int, started_ticks: int) -> bool:
+    """Whether this very process still runs (a zombie does not)."""
+    try:
+        fields = _stat_fields(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return int(fields[19]) == started_ticks and fields[0] not in "ZX"
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of a live process and of its children that it has waited for; 0 when it is gone."""
+    try:
+        fields = _stat_fields(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(field) for field in fields[11:15]) * 1_000_000_000 // _TICKS_PER_S
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a live process; 0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def memory_total_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+
+
+def session_members(sessions: set[int]) -> list[int]:
+    """Live processes of these sessions: an executor leads one, and what its functions fork stays in it."""
+    members = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                fields = _stat_fields(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[3]) in sessions and fields[0] not in "ZX":
+                members.append(int(entry.name))
+    return members
+
+
+def send_signal(pid: int, number: int) -> bool:
+    """False when there is no such process."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def describe_exit(status: int | None) -> str:
+    """ "exit code 3", "signal SIGSEGV"; None: nobody could learn it."""
+    if status is None:
+        return "its exit status is unknown"
+    if status >= 0:
+        return f"exit code {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"

@@ -1,0 +1,322 @@
+"""The agent's side of zygotes: one per environment, each with spare executors forked ahead of need.
+
+Invariant: an executor that is handed out by `take` is alive, has opened its fabric, and belongs to no lease.
+Not here: the zygote process itself (`zygote.py`), what an environment needs on disk (`environments.py`).
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from isthmus.core.errors import FunctionLoadError, IsthmusError, NoCapacityError
+from isthmus.core.ids import EnvironmentId
+from isthmus.core.model import Environment, python_version
+from isthmus.fabric.frames import CODEC_VERSION
+from isthmus.node import assignments
+from isthmus.node.assignments import (
+    Assignment,
+    Broken,
+    Exited,
+    Fork,
+    Forked,
+    Packet,
+    Preparation,
+    Ready,
+    Started,
+)
+from isthmus.node.processes import send_signal
+
+START_S = 60.0  # imports of a preload may be slow on a shared file system
+FORK_S = 10.0
+SPARES_MAX = 16
+_SECRETS = ("ISTHMUS_",)  # no variable of ours reaches user code, except those an assignment sets
+_KEEP_EXITS = 1024
+
+
+class Spare(NamedTuple):
+    """An unassigned executor. `is_reaped`: whether its zygote still lives, and will report its exit."""
+
+    pid: int
+    control: socket.socket
+    is_reaped: Callable[[], bool]
+
+    async def assign(self, assignment: Assignment) -> str:
+        """Make it an executor of this lease; gives the address it listens at. Raises IsthmusError."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(FORK_S):
+                await loop.sock_sendall(self.control, assignments.pack(assignment))
+                packet = _unpack(await loop.sock_recv(self.control, assignments.PACKET_BYTES_MAX))
+        except (OSError, TimeoutError) as error:
+            raise IsthmusError(f"executor {self.pid} did not take its lease: {error!r}") from error
+        finally:
+            self.control.close()
+        if isinstance(packet, Ready):
+            return packet.address
+        raise IsthmusError(
+            packet.message if isinstance(packet, Broken) else f"executor {self.pid} died at its start"
+        )
+
+    def discard(self) -> None:
+        self.control.close()
+        send_signal(self.pid, signal.SIGKILL)
+
+
+class Exits:
+    """Exit statuses as zygotes report them, for whoever asks, before or after."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Exited] = {}
+        self._asked: dict[int, asyncio.Future[Exited]] = {}
+
+    def put(self, exited: Exited) -> None:
+        asked = self._asked.pop(exited.pid, None)
+        if asked is not None and not asked.done():
+            asked.set_result(exited)
+            return
+        self._known[exited.pid] = exited
+        while len(self._known) > _KEEP_EXITS:
+            self._known.pop(next(iter(self._known)))
+
+    async def get(self, pid: int, timeout_s: float) -> Exited | None:
+        if pid in self._known or timeout_s <= 0:
+            return self._known.pop(pid, None)
+        future = self._asked.setdefault(pid, asyncio.get_running_loop().create_future())
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            self._asked.pop(pid, None)
+            return None
+
+
+class Zygote:
+    """One zygote process and its spares."""
+
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, exits: Exits) -> None:
+        self.process = process
+        self.wanted_spares = 0
+        self._control = control
+        self._exits = exits
+        self._spares: deque[Spare] = deque()
+        self._forks: deque[asyncio.Future[Spare]] = deque()
+        self._reader = asyncio.create_task(self._read(), name=f"zygote-{process.pid}")
+        self._refills: set[asyncio.Future[Spare]] = set()
+        self.dead = False
+
+    async def take(self) -> Spare:
+        """A spare if there is one, else a fresh fork. Raises NoCapacityError when forking fails."""
+        while self._spares:
+            spare = self._spares.popleft()
+            if _is_open(spare.control):
+                return spare
+            spare.discard()
+        async with asyncio.timeout(FORK_S):
+            return await self._order_fork()
+
+    def refill(self) -> None:
+        """Order as many forks as spares are missing."""
+        if self.dead:
+            return
+        for _ in range(self.wanted_spares - len(self._spares) - len(self._refills)):
+            future = self._order_fork()
+            self._refills.add(future)
+            future.add_done_callback(self._keep_spare)
+
+    def shrink(self) -> None:
+        while len(self._spares) > self.wanted_spares:
+            self._spares.pop().discard()
+
+    async def stop(self) -> None:
+        """End it and its spares; executors with a lease live on."""
+        self.wanted_spares = 0
+        self.shrink()
+        self._reader.cancel()
+        self._bury()
+        await asyncio.to_thread(self.process.wait)
+
+    def _order_fork(self) -> asyncio.Future[Spare]:
+        future: asyncio.Future[Spare] = asyncio.get_running_loop().create_future()
+        self._forks.append(future)
+        try:
+            self._control.send(assignments.pack(Fork()))
+        except OSError as error:
+            self._forks.pop()
+            future.set_exception(NoCapacityError(f"the zygote is gone: {error}"))
+        return future
+
+    def _keep_spare(self, future: asyncio.Future[Spare]) -> None:
+        self._refills.discard(future)
+        if not future.cancelled() and future.exception() is None:
+            self._spares.append(future.result())
+
+    async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await _readable(loop, self._control)
+            data, descriptors, _, _ = socket.recv_fds(self._control, assignments.PACKET_BYTES_MAX, 1)
+            if not data:
+                self._bury()
+                return
+            self._handle(_unpack(data), descriptors)
+
+    def _handle(self, packet: Packet | None, descriptors: list[int]) -> None:
+        match packet:
+            case Forked(pid=pid) if descriptors:
+                control = socket.socket(fileno=descriptors[0])
+                control.setblocking(False)
+                self._settle(Spare(pid, control, lambda: not self.dead))
+            case Exited():
+                self._exits.put(packet)
+            case Broken(message=message):
+                self._settle(NoCapacityError(message))
+
+    def _settle(self, outcome: Spare | IsthmusError) -> None:
+        future = self._forks.popleft() if self._forks else None
+        if future is None or future.done():
+            if isinstance(outcome, Spare):
+                outcome.discard()
+        elif isinstance(outcome, Spare):
+            future.set_result(outcome)
+        else:
+            future.set_exception(outcome)
+
+    def _bury(self) -> None:
+        self.dead = True
+        self._control.close()
+        while self._forks:
+            self._settle(NoCapacityError(f"zygote {self.process.pid} died before it could fork"))
+
+
+class Zygotes:
+    """All zygotes of this node, started at the first need of their environment."""
+
+    def __init__(self, fabric: str, log: Path) -> None:
+        self.exits = Exits()
+        self._fabric = fabric
+        self._log = log
+        self._zygotes: dict[EnvironmentId, asyncio.Task[Zygote]] = {}
+
+    async def take(self, environment: Environment, python: str, spares: int | None = None) -> Spare:
+        """An unassigned executor of this environment. Raises FunctionLoadError, NoCapacityError."""
+        zygote = await self.zygote(environment, python)
+        if spares is not None:
+            zygote.wanted_spares = max(zygote.wanted_spares, spares)
+        return await zygote.take()
+
+    async def zygote(self, environment: Environment, python: str) -> Zygote:
+        task = self._zygotes.get(environment.id)
+        if task is not None and task.done() and (task.cancelled() or task.exception() or task.result().dead):
+            task = None
+        if task is None:
+            task = asyncio.create_task(self._start(environment, python), name=f"start-{environment.id}")
+            self._zygotes[environment.id] = task
+        return await asyncio.shield(task)
+
+    async def warm(self, environment: Environment, python: str, spares: int) -> None:
+        zygote = await self.zygote(environment, python)
+        zygote.wanted_spares = min(spares, SPARES_MAX)
+        zygote.shrink()
+        zygote.refill()
+
+    async def stop(self, environment: EnvironmentId) -> None:
+        task = self._zygotes.pop(environment, None)
+        if task is not None and task.done() and not task.cancelled() and task.exception() is None:
+            await task.result().stop()
+
+    def refill(self, environment: EnvironmentId) -> None:
+        task = self._zygotes.get(environment)
+        if task is not None and task.done() and not task.cancelled() and task.exception() is None:
+            task.result().refill()
+
+    async def close(self) -> None:
+        for environment in list(self._zygotes):
+            await self.stop(environment)
+
+    async def _start(self, environment: Environment, python: str) -> Zygote:
+        ours, theirs = assignments.pair()
+        preparation = Preparation(
+            sys_path=environment.sys_path, preload=environment.preload, fabric=self._fabric
+        )
+        command = [
+            python, "-m", "isthmus.node.zygote", str(theirs.fileno()), assignments.pack(preparation).hex(),
+        ]  # fmt: skip
+        with theirs, self._log.open("ab") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
+                env=_clean_environment(), start_new_session=True,
+            )  # fmt: skip
+        ours.setblocking(False)
+        try:
+            await _await_start(ours, process)
+        except IsthmusError:
+            ours.close()
+            process.kill()
+            process.wait()
+            raise
+        return Zygote(process, ours, self.exits)
+
+
+async def _await_start(control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    try:
+        async with asyncio.timeout(START_S):
+            data = await asyncio.get_running_loop().sock_recv(control, assignments.PACKET_BYTES_MAX)
+    except TimeoutError as error:
+        raise FunctionLoadError(f"the environment was not ready after {START_S:.0f} s") from error
+    match _unpack(data):
+        case Started(python=python, codec_version=codec):
+            if (python, codec) != (python_version(), CODEC_VERSION):
+                raise FunctionLoadError(
+                    f"the environment has {python} with codec {codec}, the agent has {python_version()} "
+                    f"with codec {CODEC_VERSION}; code cannot be exchanged between them"
+                )
+        case Broken(message=message):
+            raise FunctionLoadError(message)
+        case _:
+            raise FunctionLoadError(
+                f"the environment's interpreter ended at its start with status {process.wait()}; "
+                "see the agent's log"
+            )
+
+
+def default_python() -> str:
+    return sys.executable
+
+
+def _clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(_SECRETS)}
+
+
+def _unpack(data: bytes) -> Packet | None:
+    try:
+        return assignments.unpack(data)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _is_open(control: socket.socket) -> bool:
+    """Whether the spare at the other end still lives: it says nothing before it is assigned."""
+    try:
+        return control.recv(1, socket.MSG_PEEK) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+async def _readable(loop: asyncio.AbstractEventLoop, control: socket.socket) -> None:
+    future: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(control, lambda: None if future.done() else future.set_result(None))
+    try:
+        await future
+    finally:
+        loop.remove_reader(control)
