@@ -51,6 +51,11 @@ def encode_error(error: BaseException) -> Encoded:
     return Encoded(EXCEPTION + _encode(report), (stream,) if stream and long else ())
 
 
+def encode_words(kind: type[IsthmusError], message: str) -> Encoded:
+    """An error of ours without a traceback: what a domain answers by itself."""
+    return Encoded(WORDS + f"{kind.__name__}: {message}".encode("utf-8", "backslashreplace"), ())
+
+
 def decode_exception(body: Buffer, region: Region) -> BaseException:
     try:
         report = _report.decode(body)

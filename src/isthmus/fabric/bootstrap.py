@@ -275,6 +275,10 @@ class Reception:
             return max(caller.deadline_s - time.monotonic(), 0.0)
         return None
 
+    def has_work(self) -> bool:
+        """Whether `arrivals` would do anything: bytes have come, or a deadline has passed."""
+        return self.wait_s() == 0.0 or bool(self._epoll.poll(0, 1))
+
     def arrivals(self) -> list[tuple[socket.socket, Hello]]:
         """Callers that have said Hello since the last time; their sockets are yours to answer and close."""
         done: list[tuple[socket.socket, Hello]] = []

@@ -28,6 +28,7 @@ from isthmus.fabric._exceptions import (
     decode_exception,
     decode_words,
     encode_error,
+    encode_words,
 )
 from isthmus.fabric._pickles import PICKLE, decode_pickle, encode_pickle
 from isthmus.fabric._trees import (
@@ -201,6 +202,7 @@ __all__ = [
     "encode_function",
     "encode_header",
     "encode_value",
+    "encode_words",
     "function_kind",
     "join",
 ]

@@ -37,8 +37,8 @@ META_BYTES_MAX = 64 * 2**20
 DATA_BYTES_MAX = 2**40
 HANDSHAKE_BYTES_MAX = 65536
 
-_HEADER = struct.Struct("<HBBIQQQIIQQQ")
-assert _HEADER.size == HEADER_BYTES
+HEADER = struct.Struct("<HBBIQQQIIQQQ")
+assert HEADER.size == HEADER_BYTES
 
 
 class Kind(enum.IntEnum):
@@ -51,7 +51,9 @@ class Kind(enum.IntEnum):
     CANCEL = 6  # client -> executor, urgent: stop call_id (running: raise in it; queued: answer cancelled)
     REFUSED = 7  # executor -> client: not admitted (draining, no credit); meta and data as encode_error
     GOODBYE = 8  # either side: this channel ends in order
-    PEER = 9  # executor <-> executor: a message of a group; function_id is its tag, call_id its sequence number
+    PEER = (
+        9  # executor <-> executor: a message of a group; function_id is its tag, call_id its sequence number
+    )
     LOST = 10  # never on the wire: made by a domain when a channel's peer is gone; meta says why
 
 
@@ -59,6 +61,9 @@ class Flag(enum.IntFlag):
     NONE = 0
     MORE = 1  # with YIELD: the client paces by credits
     NO_REPLY = 2
+    SHARED = (
+        4  # sockets only: `data` is not in the stream but in a sealed memfd that rides on this frame's bytes
+    )
 
 
 class Header(NamedTuple):
@@ -75,10 +80,7 @@ class Header(NamedTuple):
 
 
 def pack_header(header: Header) -> bytes:
-    return _HEADER.pack(
-        FRAME_VERSION, header.kind, header.flags, header.channel_id, header.channel_key, header.call_id,
-        header.deadline_ns, header.function_id, header.credits, header.meta_bytes, header.data_bytes, 0,
-    )  # fmt: skip
+    return HEADER.pack(FRAME_VERSION, *header, 0)
 
 
 def unpack_header(data: bytes | bytearray | memoryview) -> Header:
@@ -86,14 +88,16 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
     if len(data) != HEADER_BYTES:
         raise FrameError(f"a frame header has {HEADER_BYTES} bytes, got {len(data)}")
     version, kind, flags, channel_id, key, call_id, deadline_ns, function_id, credit, meta, size, reserved = (
-        _HEADER.unpack(data)
+        HEADER.unpack(data)
     )
     if version != FRAME_VERSION:
         raise FrameError(f"frame version {version}, this side speaks {FRAME_VERSION}")
-    if not Kind.CALL <= kind <= Kind.PEER or flags > 3 or reserved:
+    if not Kind.CALL <= kind <= Kind.PEER or flags > 7 or reserved:
         raise FrameError(f"not a frame: kind {kind}, flags {flags}, reserved {reserved}")
     if meta > META_BYTES_MAX or size > DATA_BYTES_MAX:
-        raise FrameError(f"frame announces {meta} + {size} bytes, limits are {META_BYTES_MAX} + {DATA_BYTES_MAX}")
+        raise FrameError(
+            f"frame announces {meta} + {size} bytes, limits are {META_BYTES_MAX} + {DATA_BYTES_MAX}"
+        )
     return Header(kind, flags, channel_id, key, call_id, deadline_ns, function_id, credit, meta, size)
 
 
