@@ -159,6 +159,7 @@ class Node(Record, frozen=True):
     gpus: int = 0
     labels: dict[str, str] = {}
     agent: Literal["connected", "silent", "none"] = "none"
+    draining: bool = False  # gets no new leases: an operator asked for it
     enforcement: Enforcement = Enforcement()
 
 

@@ -1,0 +1,7 @@
+"""The outside worlds from which leases are drawn, behind one Protocol."""
+
+from isthmus.platforms.local import LocalPlatform
+from isthmus.platforms.memory import MemoryPlatform
+from isthmus.platforms.platform import Allocation, Platform
+
+__all__ = ["Allocation", "LocalPlatform", "MemoryPlatform", "Platform"]

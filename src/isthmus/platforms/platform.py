@@ -1,6 +1,7 @@
 """The seam between leases and the outside world they are drawn from: local machine, Slurm, Kubernetes.
 
-`memory.MemoryPlatform` is the twin for tests and simulation; every platform passes tests/conformance/test_platforms.py.
+`memory.MemoryPlatform` is the twin for tests and simulation; every platform passes
+tests/conformance/test_platforms.py.
 """
 
 from typing import Literal, Protocol
@@ -21,7 +22,9 @@ class Allocation(Record, frozen=True):
 
 
 class Platform(Protocol):
-    """Calls are idempotent by allocation id. They raise NoCapacityError or SiteUnavailableError, nothing else."""
+    """Calls are idempotent by allocation id. They raise NoCapacityError or SiteUnavailableError, nothing
+    else.
+    """
 
     name: str
 

@@ -170,8 +170,9 @@ class PolicySet(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
 
     @property
-    def request_rules(self) -> tuple[Rule, ...]:
-        return tuple(rule for rule in self.rules if not rule.reads_node)
+    def may_preempt(self) -> bool:
+        """Whether some rule lets requests push elastic leases out."""
+        return any(isinstance(rule.spec, Allow) and rule.spec.preempt for rule in self.rules)
 
 
 ALLOW_ALL = PolicySet()

@@ -1,0 +1,187 @@
+"""Act on transitions: write them down, then give the orders that follow, in the background, until they are
+confirmed.
+
+Invariant: nothing is ordered that the ledger does not hold. Orders are idempotent, at most one of a kind per
+lease is on its way, and one that fails is repeated by the reconcile loop: the loop looks at states, not at
+failures. Not here: the order that starts a lease, for which a requester waits (`starting.py`).
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+
+import structlog
+
+from isthmus.core.clock import Clock
+from isthmus.core.errors import IsthmusError, NotFoundError
+from isthmus.core.ids import AllocationId, LeaseId, NodeId
+from isthmus.core.model import EndReason
+from isthmus.core.settings import LeasingSettings
+from isthmus.leasing.books import Books, Change, Held
+from isthmus.leasing.control import NodeControl
+from isthmus.leasing.lifecycle import (
+    DrainOnNode,
+    EndOnNode,
+    EndOrdered,
+    Event,
+    FreeResources,
+    Gone,
+    RenewOnNode,
+    StartOnNode,
+)
+from isthmus.node.messages import DrainLease, EndLease, Order, RenewLease
+from isthmus.platforms.platform import Platform
+from isthmus.policy.replay import Logged
+
+# Whoever gets these has had its grace, or nobody is left who could use one.
+_AT_ONCE = frozenset({EndReason.EVICTED, EndReason.FAILED, EndReason.CANCELLED, EndReason.NODE_LOST})
+
+_log = structlog.get_logger("leasing")
+
+
+class Acting:
+    """`on_freed` is called when resources have become free, and may grant them at once."""
+
+    def __init__(
+        self, settings: LeasingSettings, books: Books, platform: Platform, control: NodeControl, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._books = books
+        self._platform = platform
+        self._control = control
+        self._clock = clock
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self.on_freed: Callable[[], None] = _nothing
+
+    def apply(
+        self,
+        events: Iterable[tuple[Held, Event]],
+        new: Sequence[Held] = (),
+        decisions: tuple[Logged, ...] = (),
+    ) -> list[Change]:
+        """Write the steps, then carry out what follows from them. Raises LedgerError: then nothing
+        happened.
+        """
+        changes = self._books.apply(events, new, decisions)
+        for change in changes:
+            for effect in change.effects:
+                self._carry_out(change.held, effect)
+        if any(isinstance(change.event, Gone) for change in changes):
+            self.on_freed()
+        return changes
+
+    def end(self, held: Held, reason: EndReason, detail: str = "") -> None:
+        """Have the lease ended; the first reason stands. Raises LedgerError."""
+        self.apply([(held, EndOrdered(at_s=self._clock.now(), reason=reason, detail=detail))])
+
+    def extend_fence(self, held: Held) -> None:
+        """Called before any order with a deadline leaves: until then, and the orphans' time, the lease may
+        run.
+        """
+        allowance_s = self._settings.lease_s + self._settings.orphan_s + self._settings.agent_silence_s
+        held.fenced_at = self._clock.monotonic() + allowance_s
+
+    def repeat_end(self, held: Held) -> None:
+        self._carry_out(held, EndOnNode())
+
+    def renew(self, held: Held) -> None:
+        self._carry_out(held, RenewOnNode())
+
+    def order(self, kind: str, node: NodeId, order: Order, about: str) -> None:
+        """Give an order whose answer matters to nobody."""
+        self._spawn((kind, f"{node} {about}"), self._order(node, order))
+
+    def release(self, allocation: AllocationId) -> None:
+        self._spawn(("free", allocation), self._platform.release(allocation))
+
+    async def ended(self, lease: LeaseId) -> None:
+        """Until the order to end this lease, if one is on its way, has been answered."""
+        await self._wait(
+            [task for (kind, name), task in self._tasks.items() if (kind, name) == ("end", lease)]
+        )
+
+    async def all_ended(self) -> None:
+        await self._wait([task for (kind, _), task in self._tasks.items() if kind in ("end", "free")])
+
+    async def all_freed(self) -> None:
+        """Until what was given back has reached the platform, so that it can be had again."""
+        await self._wait([task for (kind, _), task in self._tasks.items() if kind == "free"])
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # inside -------------------------------------------------------------------------------------------------
+    def _carry_out(self, held: Held, effect: object) -> None:
+        lease = held.lease
+        match effect:
+            case StartOnNode():
+                self.extend_fence(held)
+            case RenewOnNode():
+                self._spawn(("renew", lease.lease), self._renew(held))
+            case DrainOnNode():
+                held.evicted_at = self._clock.monotonic() + self._settings.grace_s
+                self._spawn(("drain", lease.lease), self._drain(held))
+            case EndOnNode():
+                self._spawn(("end", lease.lease), self._end(held))
+            case FreeResources():
+                assert lease.allocation is not None
+                self.release(lease.allocation)
+
+    def _spawn(self, key: tuple[str, str], act: Coroutine[object, object, None]) -> None:
+        if key in self._tasks:
+            act.close()  # the same order is on its way
+            return
+        task = asyncio.get_running_loop().create_task(
+            self._guarded(key, act), name=f"leasing.{key[0]} {key[1]}"
+        )
+        self._tasks[key] = task
+        task.add_done_callback(lambda _: self._tasks.pop(key, None))
+
+    async def _guarded(self, key: tuple[str, str], act: Coroutine[object, object, None]) -> None:
+        try:
+            await act
+        except IsthmusError as error:
+            _log.warning(
+                "order failed; the reconcile loop repeats it", order=key[0], about=key[1], why=str(error)
+            )
+
+    async def _order(self, node: NodeId, order: Order) -> None:
+        await self._control.order(node, order)
+
+    async def _renew(self, held: Held) -> None:
+        """Tell the agent the latest deadline; renewals that came meanwhile are told in one."""
+        told_s = 0.0
+        while held.lease.deadline_s != told_s and not held.is_over and held.lease.node:
+            told_s = held.lease.deadline_s
+            self.extend_fence(held)
+            order = RenewLease(number=0, lease=held.lease.lease, deadline_s=told_s)
+            try:
+                await self._control.order(held.lease.node, order)
+            except NotFoundError:
+                if not held.is_over:
+                    self.end(held, EndReason.NODE_LOST, "its agent does not know it any more")
+
+    async def _drain(self, held: Held) -> None:
+        assert held.lease.node is not None
+        order = DrainLease(number=0, lease=held.lease.lease, grace_s=self._settings.grace_s)
+        await self._control.order(held.lease.node, order)
+
+    async def _end(self, held: Held) -> None:
+        lease = held.lease
+        assert lease.node is not None
+        assert lease.end_reason is not None
+        grace_s = 0.0 if lease.end_reason in _AT_ONCE else self._settings.grace_s
+        order = EndLease(number=0, lease=lease.lease, reason=lease.end_reason, grace_s=grace_s)
+        await self._control.order(lease.node, order)
+        if not held.is_over:
+            self.apply([(held, Gone(at_s=self._clock.now(), reason=lease.end_reason))])
+
+    async def _wait(self, tasks: list[asyncio.Task[None]]) -> None:
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def _nothing() -> None:
+    """Nobody waits for resources."""

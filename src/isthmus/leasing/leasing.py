@@ -1,0 +1,484 @@
+"""Leases: ask for them, renew them, give them back. The one door to them for everything above.
+
+    request -> decide (policy) -> written down -> allocation (platform) -> order to the agent -> written down
+-> grant Invariant: every transition is written before it is acted on; every answer that a caller gets is true
+in the ledger. Not here: what time and agents do to leases (`reconciling.py`), orders (`acting.py`,
+`starting.py`).
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from isthmus.core import tokens
+from isthmus.core.api import (
+    BillRow,
+    ExecutorReply,
+    FunctionSummary,
+    Grant,
+    KillReply,
+    LeaseReply,
+    LeaseRequest,
+    Renewal,
+    RenewReply,
+)
+from isthmus.core.clock import Clock
+from isthmus.core.errors import (
+    DeniedError,
+    InvalidRequestError,
+    IsthmusError,
+    LeaseEndedError,
+    NoCapacityError,
+    NotFoundError,
+    PermissionDeniedError,
+    SiteUnavailableError,
+)
+from isthmus.core.ids import AllocationId, ExecutorId, LeaseId, NodeId, RequestId, TenantId, new_id
+from isthmus.core.model import EndReason, Lease, LeaseClass, LeaseState, Node, Principal
+from isthmus.core.settings import LeasingSettings
+from isthmus.leasing.acting import Acting
+from isthmus.leasing.books import Books, Held
+from isthmus.leasing.control import NodeControl
+from isthmus.leasing.explaining import Explanation, explain_lease, explain_request
+from isthmus.leasing.functions import sum_by_name
+from isthmus.leasing.inventory import Inventory
+from isthmus.leasing.ledger import Batch, Ledger, LedgerError
+from isthmus.leasing.lifecycle import OPEN, DrainOrdered, Event, ExecutorAdded, Granted, Renewed, StartOrdered
+from isthmus.leasing.reconciling import Reconciling
+from isthmus.leasing.starting import Starting
+from isthmus.leasing.waiting import Waiter, WaitingQueue
+from isthmus.node.messages import AddExecutor, AgentHello, ExecutorEnded, Heartbeat, KillExecutor, LeaseEnded
+from isthmus.platforms.platform import Platform
+from isthmus.policy import Decision, Demand, Logged, PolicySet, Replay, decide, replay
+
+COUNT_MAX = 10_000  # leases in one request
+EXECUTORS_MAX = 64  # in one lease, nested calls included
+CLOSE_WAIT_S = 5.0  # beyond the grace: for agents to confirm that everything has ended
+
+
+class Leasing:
+    def __init__(
+        self,
+        settings: LeasingSettings,
+        ledger: Ledger,
+        platform: Platform,
+        nodes: NodeControl,
+        policies: PolicySet,
+        clock: Clock,
+        site_key: bytes,
+        new_id: Callable[[str], str] = new_id,
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._platform = platform
+        self._control = nodes
+        self._policies = policies
+        self._clock = clock
+        self._site_key = site_key
+        self._new_id = new_id
+        self._books = Books(settings, ledger, clock)
+        self._inventory = Inventory(settings.agent_silence_s, ledger.draining_nodes())
+        self._acting = Acting(settings, self._books, platform, nodes, clock)
+        self._acting.on_freed = self._serve_waiters
+        self._starting = Starting(self._acting, platform, nodes, clock, site_key)
+        self._reconciling = Reconciling(settings, self._books, self._inventory, self._acting, ledger, clock)
+        self._queue = WaitingQueue(settings.queue_max)
+        self._is_closing = False
+
+    # life of the site ---------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """The reconcile loop, until cancelled."""
+        await self._reconciling.run(self._platform)
+
+    async def close(self) -> None:
+        """End every lease (SITE_STOPPED) and turn waiting requests away. Leases of silent nodes stay on the
+        books.
+        """
+        self._is_closing = True
+        for waiter in self._queue.all():
+            self._queue.remove(waiter)
+            if not waiter.answer.done():
+                waiter.answer.set_exception(SiteUnavailableError("the site is stopping"))
+        running = [held for held in self._books.open.values() if held.lease.state in OPEN]
+        self._starting.withdraw(running, EndReason.SITE_STOPPED, "the site was stopped")
+        try:
+            async with asyncio.timeout(self._settings.grace_s + CLOSE_WAIT_S):
+                await self._acting.all_ended()
+                await self._acting.all_freed()
+        except TimeoutError:
+            pass  # what is still open is settled by the next site, or fenced
+        await self._acting.close()
+        self._books.flush()
+
+    # asking -------------------------------------------------------------------------------------------------
+    async def request(self, principal: Principal, request: LeaseRequest) -> LeaseReply:
+        """Active leases, ready to be connected to.
+
+        Raises DeniedError (policy, quota), NoCapacityError (nothing free within wait_s, or the queue is
+        full), PermissionDeniedError, InvalidRequestError, SiteUnavailableError, or what the agent's Failed
+        answer names.
+        """
+        demand = self._demand(principal, request)
+        decision, granted = await self._grant(demand)
+        started, failure = await self._starting.start(granted, request.together)
+        if failure is not None and (request.together or not started):
+            raise failure
+        explanation = (
+            decision.reason if failure is None else f"{len(granted) - len(started)} did not start: {failure}"
+        )
+        grants = tuple(self._grant_of(held) for held in started)
+        return LeaseReply(request=demand.request, grants=grants, explanation=explanation)
+
+    def _demand(self, principal: Principal, request: LeaseRequest) -> Demand:
+        if self._is_closing:
+            raise SiteUnavailableError("the site is stopping")
+        if principal.role == "lease":
+            raise PermissionDeniedError(
+                "code under a lease may add executors to it, but not ask for leases of its own"
+            )
+        if not 1 <= request.count <= COUNT_MAX:
+            raise InvalidRequestError(f"count={request.count}; ask for 1 to {COUNT_MAX} leases at once")
+        if request.wait_s < 0:
+            raise InvalidRequestError(f"wait_s={request.wait_s} is negative")
+        self._reconciling.warming.used(request.pool, request.environment)
+        return Demand(
+            request=RequestId(self._new_id("rq")),
+            tenant=principal.tenant,
+            role=principal.role,
+            quota=principal.quota,
+            lease=request,
+        )
+
+    async def _grant(self, demand: Demand) -> tuple[Decision, list[Held]]:
+        """Granted and written down, at once or after waiting; those who wait are not overtaken by their own
+        tenant.
+        """
+        decision = None
+        if not self._queue.has(demand.tenant):
+            decision, granted = self._try(demand, is_first=True)
+            if granted:
+                return decision, granted
+            if demand.lease.wait_s == 0:
+                raise _refusal(demand, decision)
+        waiter = Waiter(demand, decision)
+        self._queue.add(waiter)
+        try:
+            async with asyncio.timeout(min(demand.lease.wait_s, self._settings.queue_wait_s)):
+                return await waiter.answer
+        except TimeoutError:
+            if waiter.answer.done() and not waiter.answer.cancelled():
+                return waiter.answer.result()
+            raise _refusal(demand, waiter.decision) from None
+        except asyncio.CancelledError:
+            if waiter.answer.done() and not waiter.answer.cancelled() and waiter.answer.exception() is None:
+                self._starting.withdraw(waiter.answer.result()[1], EndReason.CANCELLED, "its requester left")
+            raise
+        finally:
+            self._queue.remove(waiter)
+
+    def _try(self, demand: Demand, is_first: bool) -> tuple[Decision, list[Held]]:
+        """Decide once, and write down what follows. Raises DeniedError, LedgerError."""
+        snapshot = self._books.snapshot(self._policies.may_preempt)
+        decision = decide(self._policies, snapshot, demand)
+        logged = Logged(demand=demand, snapshot=snapshot.record(), decision=decision)
+        match decision.outcome:
+            case "grant":
+                return decision, self._enter(demand, decision, logged)
+            case "deny":
+                self._ledger.write(Batch(decisions=(logged,)))
+                raise _refusal(demand, decision)
+            case "wait":
+                pushed = [self._books.open[lease] for lease in decision.evict]
+                drains: list[tuple[Held, Event]] = [
+                    (held, DrainOrdered(at_s=snapshot.clock_s)) for held in pushed
+                ]
+                if is_first or drains:
+                    self._acting.apply(drains, decisions=(logged,))
+                return decision, []
+
+    def _enter(self, demand: Demand, decision: Decision, logged: Logged) -> list[Held]:
+        """The decision and all its leases in one transaction, ready to be started."""
+        now_s = self._clock.now()
+        new = [self._new_lease(demand, decision.lease_class, now_s) for _ in decision.places]
+        events: list[tuple[Held, Event]] = []
+        for held, node in zip(new, decision.places, strict=True):
+            allocation = AllocationId(self._new_id("al"))
+            events.append((held, Granted(at_s=now_s, node=node, allocation=allocation)))
+            events.append((held, StartOrdered(at_s=now_s, deadline_s=now_s + self._settings.lease_s)))
+            held.expires_at = self._clock.monotonic() + self._settings.lease_s
+            held.seen_at = self._clock.monotonic()
+            held.is_starting = True
+        self._acting.apply(events, new=new, decisions=(logged,))
+        return new
+
+    def _new_lease(self, demand: Demand, lease_class: LeaseClass, now_s: float) -> Held:
+        asked = demand.lease
+        lease = Lease(
+            lease=LeaseId(self._new_id("ls")),
+            tenant=demand.tenant,
+            resources=asked.resources,
+            lease_class=lease_class,
+            environment=asked.environment,
+            state=LeaseState.REQUESTED,
+            pool=asked.pool,
+            created_s=now_s,
+            parent=asked.parent,
+            labels=asked.labels,
+        )
+        return Held(lease, demand.request)
+
+    def _serve_waiters(self) -> None:
+        """Something became free: serve those who wait, tenant by tenant, until nobody more can be served."""
+        is_served = not self._is_closing
+        while is_served:
+            is_served = False
+            for waiter in self._queue.heads():
+                is_served |= self._serve(waiter)
+
+    def _serve(self, waiter: Waiter) -> bool:
+        """Whether the waiter got its answer. A ledger that cannot be written now leaves it waiting."""
+        if waiter.answer.done():
+            return False
+        try:
+            decision, granted = self._try(waiter.demand, is_first=waiter.decision is None)
+        except LedgerError:
+            return False
+        except DeniedError as error:
+            self._queue.remove(waiter)
+            waiter.answer.set_exception(error)
+            return True
+        waiter.decision = decision
+        if not granted:
+            return False
+        self._queue.remove(waiter)
+        self._queue.rotate(waiter.demand.tenant)
+        waiter.answer.set_result((decision, granted))
+        return True
+
+    def _grant_of(self, held: Held) -> Grant:
+        lease = held.lease
+        assert lease.node is not None
+        return Grant(
+            lease=lease.lease,
+            node=lease.node,
+            executors=lease.executors,
+            token=self._token(lease),
+            deadline_s=lease.deadline_s,
+            lease_s=self._settings.lease_s,
+            lease_class=lease.lease_class,
+            enforcement=lease.enforcement,
+        )
+
+    def _token(self, lease: Lease) -> str:
+        assert lease.node is not None
+        claims = tokens.Claims(
+            lease=lease.lease, tenant=lease.tenant, node=lease.node, expires_s=lease.deadline_s
+        )
+        return tokens.sign(claims, tokens.lease_key(self._site_key, lease.lease))
+
+    # holding ------------------------------------------------------------------------------------------------
+    async def renew(self, principal: Principal, ids: Iterable[LeaseId]) -> RenewReply:
+        """Give each lease a full life from now. Agents are told in the background; a silent one changes
+        nothing.
+        """
+        return RenewReply(renewals=tuple(self._renew(principal, lease) for lease in ids))
+
+    def _renew(self, principal: Principal, lease_id: LeaseId) -> Renewal:
+        held = self._books.open.get(lease_id)
+        if held is None or held.lease.end_reason is not None or held.lease.state not in OPEN:
+            return self._no_renewal(principal, lease_id)
+        if not _sees(principal, held.lease):
+            raise NotFoundError(f"no lease {lease_id}")
+        now_s = self._clock.now()
+        held.expires_at = self._clock.monotonic() + self._settings.lease_s
+        self._books.note(held, Renewed(at_s=now_s, deadline_s=now_s + self._settings.lease_s))
+        self._acting.renew(held)
+        return Renewal(
+            lease=lease_id,
+            ok=True,
+            deadline_s=held.lease.deadline_s,
+            token=self._token(held.lease),
+            draining=held.lease.state is LeaseState.DRAINING,
+        )
+
+    def _no_renewal(self, principal: Principal, lease_id: LeaseId) -> Renewal:
+        lease = self.lease(principal, lease_id)
+        reason = lease.end_reason.value if lease.end_reason else ""
+        return Renewal(lease=lease_id, ok=False, reason=reason, detail=lease.end_detail)
+
+    async def release(self, principal: Principal, lease_id: LeaseId) -> None:
+        """End the lease. Returns when that is confirmed, or after the grace: then it is confirmed later."""
+        held = self._books.open.get(lease_id)
+        if held is None or not _sees(principal, held.lease):
+            self.lease(principal, lease_id)  # raises NotFoundError, or it has ended already
+            return
+        self._starting.withdraw([held], EndReason.RELEASED, "")
+        try:
+            async with asyncio.timeout(self._settings.grace_s + 1.0):
+                await self._acting.ended(lease_id)
+        except TimeoutError:
+            return
+
+    async def add_executor(self, principal: Principal, lease_id: LeaseId) -> ExecutorReply:
+        """One more executor in a running lease. Raises LeaseEndedError, DeniedError (too many), agent's
+        errors.
+        """
+        held = self._running(principal, lease_id)
+        assert held.lease.node is not None
+        if len(held.lease.executors) >= EXECUTORS_MAX:
+            raise DeniedError(
+                f"lease {lease_id} has {EXECUTORS_MAX} executors already, the most one lease may have"
+            )
+        done = await self._control.order(held.lease.node, AddExecutor(number=0, lease=lease_id))
+        assert done.executor is not None
+        if held.lease.state is not LeaseState.ACTIVE:
+            raise LeaseEndedError(f"lease {lease_id} ended meanwhile ({held.lease.end_reason})")
+        self._books.note(held, ExecutorAdded(at_s=self._clock.now(), executor=done.executor))
+        return ExecutorReply(executor=done.executor, token=self._token(held.lease))
+
+    async def kill_executor(self, principal: Principal, lease_id: LeaseId, executor: ExecutorId) -> KillReply:
+        """SIGKILL one executor. The lease ends with its last one."""
+        held = self._running(principal, lease_id)
+        assert held.lease.node is not None
+        done = await self._control.order(
+            held.lease.node, KillExecutor(number=0, lease=lease_id, executor=executor)
+        )
+        return KillReply(executor=executor, killed=done.killed)
+
+    def _running(self, principal: Principal, lease_id: LeaseId) -> Held:
+        held = self._books.open.get(lease_id)
+        if held is None or not _sees(principal, held.lease):
+            lease = self.lease(principal, lease_id)
+            raise LeaseEndedError(
+                f"lease {lease_id} has ended ({lease.end_reason}) {lease.end_detail}".rstrip()
+            )
+        if held.lease.state not in (LeaseState.ACTIVE, LeaseState.DRAINING):
+            raise LeaseEndedError(f"lease {lease_id} is {held.lease.state}")
+        return held
+
+    # looking ------------------------------------------------------------------------------------------------
+    @property
+    def requests_waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def policies(self) -> PolicySet:
+        return self._policies
+
+    def leases(self, principal: Principal, ended: bool) -> list[Lease]:
+        """Those that the principal may see, oldest first; with `ended` also those of the past, newest
+        first.
+        """
+        running = [held.lease for held in self._books.open.values() if _sees(principal, held.lease)]
+        past = self._ledger.ended_leases(_scope(principal)) if ended else []
+        return running + [lease for lease in past if _sees(principal, lease)]
+
+    def lease(self, principal: Principal, lease_id: LeaseId) -> Lease:
+        """Raises NotFoundError also for other tenants' leases: their existence is nobody's business."""
+        held = self._books.open.get(lease_id)
+        lease = held.lease if held is not None else self._ledger.lease(lease_id)
+        if lease is None or not _sees(principal, lease):
+            raise NotFoundError(f"no lease {lease_id}; `isthmus leases --ended` lists yours")
+        return lease
+
+    def nodes(self) -> list[Node]:
+        return self._inventory.nodes(self._clock.monotonic())
+
+    def explain(self, principal: Principal, subject: str) -> Explanation:
+        """Why a request (`rq_...`) or a lease (`ls_...`) came out as it did. Raises NotFoundError."""
+        if subject.startswith("rq_"):
+            decisions = list(self._ledger.decisions(RequestId(subject)))
+            if not decisions or not _sees_tenant(principal, decisions[0].demand.tenant):
+                raise NotFoundError(f"no request {subject}; refusals name theirs")
+            return explain_request(decisions)
+        lease = self.lease(principal, LeaseId(subject))
+        request = self._ledger.request_of(lease.lease)
+        decisions = list(self._ledger.decisions(request)) if request else []
+        return explain_lease(lease, decisions, self._ledger.transitions(lease.lease))
+
+    def dry_run(
+        self, principal: Principal, request: LeaseRequest, policies: PolicySet | None = None
+    ) -> Explanation:
+        """What this request would get now, under these policies (the site's own if None). Changes nothing."""
+        policies = self._policies if policies is None else policies
+        demand = self._demand(principal, request)
+        snapshot = self._books.snapshot(policies.may_preempt)
+        logged = Logged(
+            demand=demand, snapshot=snapshot.record(), decision=decide(policies, snapshot, demand)
+        )
+        return explain_request([logged])
+
+    def replay(self, policies: PolicySet) -> Replay:
+        """The decision log judged again under other policies."""
+        return replay(self._ledger.decisions(), policies)
+
+    def bill(self, principal: Principal) -> list[BillRow]:
+        self._books.flush()
+        return self._ledger.bill(_scope(principal))
+
+    def functions(self, principal: Principal) -> list[FunctionSummary]:
+        """Functions seen in the leases that the principal may see, past and present."""
+        running = [held for held in self._books.open.values() if _sees(principal, held.lease)]
+        live = [row for held in running for row in held.functions.summaries()]
+        return sorted(
+            sum_by_name([*self._ledger.functions(_scope(principal)), *live]).values(), key=lambda r: r.name
+        )
+
+    # nodes --------------------------------------------------------------------------------------------------
+    async def agent_joined(self, node: NodeId, hello: AgentHello) -> None:
+        await self._reconciling.joined(self._platform, node, hello)
+
+    async def agent_left(self, node: NodeId) -> None:
+        """Unknown is not gone: its leases stay as they are, the node only gets no new ones."""
+        self._inventory.left(node)
+        self._books.nodes.set_open(node, False)
+
+    async def agent_report(self, node: NodeId, message: Heartbeat | ExecutorEnded | LeaseEnded) -> None:
+        self._reconciling.report(node, message)
+
+    async def drain_node(self, node: NodeId) -> None:
+        """No new leases; elastic ones are taken back after their grace, reserved ones stay until their owner
+        ends them. Survives a restart."""
+        self._known(node)
+        self._ledger.write(Batch(drained=(node,)))
+        self._inventory.draining.add(node)
+        self._books.nodes.set_open(node, False)
+        active = [held for held in self._books.on_node(node) if held.lease.state is LeaseState.ACTIVE]
+        elastic = [held for held in active if held.lease.lease_class is not LeaseClass.RESERVED]
+        self._acting.apply([(held, DrainOrdered(at_s=self._clock.now())) for held in elastic])
+
+    async def resume_node(self, node: NodeId) -> None:
+        self._known(node)
+        self._ledger.write(Batch(resumed=(node,)))
+        self._inventory.draining.discard(node)
+        self._books.nodes.set_open(node, self._inventory.is_open(node, self._clock.monotonic()))
+        self._serve_waiters()
+
+    def _known(self, node: NodeId) -> None:
+        if not self._inventory.knows(node):
+            raise NotFoundError(f"no node {node!r}; `isthmus nodes` lists them")
+
+
+def _sees(principal: Principal, lease: Lease) -> bool:
+    if principal.role == "lease":
+        return lease.lease == principal.lease
+    return _sees_tenant(principal, lease.tenant)
+
+
+def _sees_tenant(principal: Principal, tenant: TenantId) -> bool:
+    return principal.role in ("admin", "operator") or tenant == principal.tenant
+
+
+def _scope(principal: Principal) -> TenantId | None:
+    return None if principal.role in ("admin", "operator") else principal.tenant
+
+
+def _refusal(demand: Demand, decision: Decision | None) -> IsthmusError:
+    """What a request that got nothing raises: no is not the same as not now."""
+    hint = f" (isthmus explain {demand.request})"
+    if decision is None:
+        return NoCapacityError(
+            f"others of tenant {demand.tenant} were waiting before it, and it waited in vain"
+        )
+    if decision.outcome == "deny" or decision.blocked_by == "quota":
+        return DeniedError(decision.reason + hint)
+    return NoCapacityError(decision.reason + hint)

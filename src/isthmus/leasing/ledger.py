@@ -1,0 +1,303 @@
+"""The ledger: every lease, every transition, every decision, every node being drained, in one SQLite file.
+
+One writer. WAL with synchronous=FULL: a commit that returned survives `kill -9` and power loss, a transaction
+that did not commit leaves nothing behind. A batch is one transaction, so a request costs one sync for its
+decision and grants and one for its starts.
+
+Invariants: a lease row and the transition that led to it are written together; a failed write changes nothing
+and raises LedgerError (disk full, locked, corrupt). Calls block for a sync, well below a millisecond on an
+SSD: they are made from the site's loop on purpose, because nothing may be acted on before it is written.
+Not here: what transitions are legal (`lifecycle.py`).
+"""
+
+import contextlib
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from isthmus.core.api import BillRow, FunctionSummary
+from isthmus.core.errors import SiteUnavailableError
+from isthmus.core.ids import LeaseId, NodeId, RequestId, TenantId
+from isthmus.core.model import Lease, LeaseClass
+from isthmus.policy.replay import Logged
+
+SCHEMA_VERSION = 1
+BUSY_S = 5.0  # how long a write waits for a backup or an inspection that holds the file
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS leases (
+    lease TEXT PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    request TEXT NOT NULL,
+    class TEXT NOT NULL,
+    state TEXT NOT NULL,
+    created_s REAL NOT NULL,
+    ended_s REAL NOT NULL,
+    allocated_core_s REAL NOT NULL,
+    busy_core_s REAL NOT NULL,
+    spin_core_s REAL NOT NULL,
+    cpu_s REAL NOT NULL,
+    calls INTEGER NOT NULL,
+    body BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS leases_by_end ON leases (state, ended_s);
+CREATE INDEX IF NOT EXISTS leases_by_request ON leases (request);
+CREATE TABLE IF NOT EXISTS transitions (
+    number INTEGER PRIMARY KEY,
+    lease TEXT NOT NULL,
+    at_s REAL NOT NULL,
+    event TEXT NOT NULL,
+    state TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS transitions_by_lease ON transitions (lease);
+CREATE TABLE IF NOT EXISTS decisions (
+    number INTEGER PRIMARY KEY,
+    request TEXT NOT NULL,
+    tenant TEXT NOT NULL,
+    at_s REAL NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS decisions_by_request ON decisions (request);
+CREATE TABLE IF NOT EXISTS functions (
+    tenant TEXT NOT NULL,
+    name TEXT NOT NULL,
+    calls INTEGER NOT NULL,
+    errors INTEGER NOT NULL,
+    busy_s REAL NOT NULL,
+    last_s REAL NOT NULL,
+    PRIMARY KEY (tenant, name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS draining_nodes (node TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+_WRITE_LEASE = """
+INSERT INTO leases VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (lease) DO UPDATE SET
+    state=excluded.state, ended_s=excluded.ended_s, allocated_core_s=excluded.allocated_core_s,
+    busy_core_s=excluded.busy_core_s, spin_core_s=excluded.spin_core_s, cpu_s=excluded.cpu_s,
+    calls=excluded.calls, body=excluded.body
+"""
+_BILL = """
+SELECT class, count(*), sum(allocated_core_s), sum(busy_core_s), sum(spin_core_s), sum(cpu_s), sum(calls)
+FROM leases WHERE (?1 IS NULL OR tenant = ?1) GROUP BY class ORDER BY class
+"""
+
+
+class LedgerError(SiteUnavailableError):
+    """The ledger could not be written or read; nothing was changed. The message names the file and the
+    cause.
+    """
+
+
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of one lease; `lease` is how it stands afterwards."""
+
+    lease: Lease
+    request: RequestId
+    event: str
+    at_s: float
+    detail: str = ""
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """What is written in one transaction.
+
+    updates   leases whose usage or executors changed without a transition
+    functions counters to add, by tenant
+    """
+
+    transitions: tuple[Transition, ...] = ()
+    decisions: tuple[Logged, ...] = ()
+    updates: tuple[tuple[RequestId, Lease], ...] = ()
+    functions: tuple[tuple[TenantId, FunctionSummary], ...] = ()
+    drained: tuple[NodeId, ...] = ()
+    resumed: tuple[NodeId, ...] = ()
+
+
+class Ledger:
+    """Opens (and creates) the file at once. `path` may be ":memory:" or an SQLite URI, for tests."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = str(path)
+        with self._typed():
+            self._database = sqlite3.connect(
+                self.path, timeout=BUSY_S, isolation_level=None, uri=self.path.startswith("file:")
+            )
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._migrate()
+
+    def close(self) -> None:
+        self._database.close()
+
+    # writing ------------------------------------------------------------------------------------------------
+    def write(self, batch: Batch) -> None:
+        """All of the batch, or nothing. Raises LedgerError."""
+        with self._transaction() as database:
+            for transition in batch.transitions:
+                self._write_transition(database, transition)
+            for request, lease in batch.updates:
+                self._write_lease(database, request, lease)
+            for logged in batch.decisions:
+                self._write_decision(database, logged)
+            for tenant, row in batch.functions:
+                self._add_function(database, tenant, row)
+            for node in batch.drained:
+                database.execute("INSERT OR IGNORE INTO draining_nodes VALUES (?)", (node,))
+            for node in batch.resumed:
+                database.execute("DELETE FROM draining_nodes WHERE node=?", (node,))
+
+    def amend(self, lease: Lease) -> None:
+        """The final usage of a lease that has ended already. Unknown leases are left alone."""
+        request = self.request_of(lease.lease)
+        if request is not None:
+            self.write(Batch(updates=((request, lease),)))
+
+    def prune(self, before_s: float) -> int:
+        """Forget leases that ended, and decisions made, before this time; how many leases that were."""
+        ended = "SELECT lease FROM leases WHERE state='ended' AND ended_s < ?"
+        with self._transaction() as database:
+            database.execute(f"DELETE FROM transitions WHERE lease IN ({ended})", (before_s,))
+            leases = database.execute(f"DELETE FROM leases WHERE lease IN ({ended})", (before_s,)).rowcount
+            orphaned = "request NOT IN (SELECT request FROM leases)"
+            database.execute(f"DELETE FROM decisions WHERE at_s < ? AND {orphaned}", (before_s,))
+        return leases
+
+    # reading ------------------------------------------------------------------------------------------------
+    def open_leases(self) -> list[tuple[RequestId, Lease]]:
+        """Every lease that has not ended, oldest first."""
+        rows = self._rows("SELECT request, body FROM leases WHERE state != 'ended' ORDER BY created_s, lease")
+        return [(RequestId(request), _unpack(body)) for request, body in rows]
+
+    def ended_leases(self, tenant: TenantId | None, limit: int = 1000) -> list[Lease]:
+        """The most recent ones, newest first; of all tenants if None."""
+        rows = self._rows(
+            "SELECT body FROM leases WHERE state = 'ended' AND (?1 IS NULL OR tenant = ?1) "
+            "ORDER BY ended_s DESC, lease LIMIT ?2",
+            (tenant, limit),
+        )
+        return [_unpack(body) for (body,) in rows]
+
+    def lease(self, lease: LeaseId) -> Lease | None:
+        rows = self._rows("SELECT body FROM leases WHERE lease = ?", (lease,))
+        return _unpack(rows[0][0]) if rows else None
+
+    def request_of(self, lease: LeaseId) -> RequestId | None:
+        rows = self._rows("SELECT request FROM leases WHERE lease = ?", (lease,))
+        return RequestId(rows[0][0]) if rows else None
+
+    def transitions(self, lease: LeaseId) -> list[tuple[float, str, str, str]]:
+        """(seconds since the epoch, event, state afterwards, detail), oldest first."""
+        sql = "SELECT at_s, event, state, detail FROM transitions WHERE lease = ? ORDER BY number"
+        return self._rows(sql, (lease,))
+
+    def decisions(self, request: RequestId | None = None, limit: int = 10_000) -> Iterator[Logged]:
+        """Newest first; all requests if None."""
+        rows = self._rows(
+            "SELECT body FROM decisions WHERE (?1 IS NULL OR request = ?1) ORDER BY number DESC LIMIT ?2",
+            (request, limit),
+        )
+        for (body,) in rows:
+            yield msgspec.msgpack.decode(zlib.decompress(body), type=Logged)
+
+    def functions(self, tenant: TenantId | None) -> list[FunctionSummary]:
+        """Counters of leases that ended; summed over tenants if None."""
+        rows = self._rows(
+            "SELECT name, sum(calls), sum(errors), sum(busy_s), max(last_s) FROM functions "
+            "WHERE (?1 IS NULL OR tenant = ?1) GROUP BY name ORDER BY name",
+            (tenant,),
+        )
+        return [
+            FunctionSummary(name=name, calls=calls, errors=errors, busy_s=busy_s, last_s=last_s)
+            for name, calls, errors, busy_s, last_s in rows
+        ]
+
+    def bill(self, tenant: TenantId | None) -> list[BillRow]:
+        """What was used over the kept history, by lease class; of all tenants if None."""
+        return [
+            BillRow(
+                lease_class=LeaseClass(lease_class),
+                leases=leases,
+                allocated_core_s=allocated,
+                busy_core_s=busy,
+                spin_core_s=spin,
+                cpu_s=cpu,
+                calls=calls,
+            )
+            for lease_class, leases, allocated, busy, spin, cpu, calls in self._rows(_BILL, (tenant,))
+        ]
+
+    def draining_nodes(self) -> set[NodeId]:
+        return {NodeId(node) for (node,) in self._rows("SELECT node FROM draining_nodes ORDER BY node")}
+
+    # inside -------------------------------------------------------------------------------------------------
+    def _write_transition(self, database: sqlite3.Connection, step: Transition) -> None:
+        self._write_lease(database, step.request, step.lease)
+        database.execute(
+            "INSERT INTO transitions (lease, at_s, event, state, detail) VALUES (?,?,?,?,?)",
+            (step.lease.lease, step.at_s, step.event, step.lease.state.value, step.detail),
+        )
+
+    def _write_lease(self, database: sqlite3.Connection, request: RequestId, lease: Lease) -> None:
+        used = lease.usage
+        values = (lease.lease, lease.tenant, request, lease.lease_class.value, lease.state.value)
+        times = (lease.created_s, lease.ended_s, used.allocated_core_s, used.busy_s, used.spin_s, used.cpu_s)
+        database.execute(_WRITE_LEASE, (*values, *times, used.calls, _pack(lease)))
+
+    def _write_decision(self, database: sqlite3.Connection, logged: Logged) -> None:
+        body = zlib.compress(msgspec.msgpack.encode(logged), 1)
+        values = (logged.demand.request, logged.demand.tenant, logged.snapshot.clock_s, body)
+        database.execute("INSERT INTO decisions (request, tenant, at_s, body) VALUES (?,?,?,?)", values)
+
+    def _add_function(self, database: sqlite3.Connection, tenant: TenantId, row: FunctionSummary) -> None:
+        database.execute(
+            "INSERT INTO functions VALUES (?,?,?,?,?,?) ON CONFLICT (tenant, name) DO UPDATE SET "
+            "calls=calls+excluded.calls, errors=errors+excluded.errors, busy_s=busy_s+excluded.busy_s, "
+            "last_s=max(last_s, excluded.last_s)",
+            (tenant, row.name, row.calls, row.errors, row.busy_s, row.last_s),
+        )
+
+    def _migrate(self) -> None:
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version not in (0, SCHEMA_VERSION):
+            raise LedgerError(
+                f"ledger {self.path} has schema {version}, this isthmus writes {SCHEMA_VERSION}; "
+                "use the isthmus that wrote it, or move the file away"
+            )
+        self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._typed():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._commit()
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def _commit(self) -> None:
+        self._database.execute("COMMIT")
+
+    def _rows(self, sql: str, values: Iterable[object] = ()) -> list[Any]:
+        with self._typed():
+            return self._database.execute(sql, tuple(values)).fetchall()
+
+    @contextlib.contextmanager
+    def _typed(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise LedgerError(f"ledger {self.path}: {error}; nothing was changed") from error
+
+
+def _pack(lease: Lease) -> bytes:
+    return msgspec.msgpack.encode(lease)
+
+
+def _unpack(body: bytes) -> Lease:
+    return msgspec.msgpack.decode(body, type=Lease)

@@ -1,0 +1,304 @@
+"""The reconcile loop: compare what should be with what is, and have the difference acted on.
+
+Each tick looks at every open lease once and asks what is due for it; all that is due is written in one
+transaction. Everything here may be repeated, skipped or interrupted without harm: the next tick sees the same
+states again.
+"""
+
+import msgspec
+import structlog
+
+from isthmus.core.clock import Clock
+from isthmus.core.errors import IsthmusError, NoCapacityError, NotFoundError, SiteUnavailableError
+from isthmus.core.ids import LeaseId, NodeId
+from isthmus.core.model import EndReason, LeaseState
+from isthmus.core.settings import LeasingSettings
+from isthmus.leasing.acting import Acting
+from isthmus.leasing.books import Books, Held
+from isthmus.leasing.inventory import Inventory
+from isthmus.leasing.ledger import Ledger
+from isthmus.leasing.lifecycle import Adopted, EndOrdered, Event, ExecutorGone, Gone, Measured, Renewed
+from isthmus.leasing.warming import Warming
+from isthmus.node.messages import AgentHello, EndLease, ExecutorEnded, Heartbeat, LeaseEnded, RunningLease
+from isthmus.platforms.platform import Platform
+
+FLUSH_S = 10.0  # measured usage that a crash of the site may lose
+SURVEY_S = 10.0  # how often the platform is asked for its nodes and allocations
+PRUNE_S = 3600.0
+STRAYS_MAX = 10_000
+
+_log = structlog.get_logger("leasing")
+
+
+class Reconciling:
+    def __init__(
+        self,
+        settings: LeasingSettings,
+        books: Books,
+        inventory: Inventory,
+        acting: Acting,
+        ledger: Ledger,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._books = books
+        self._inventory = inventory
+        self._acting = acting
+        self._ledger = ledger
+        self._clock = clock
+        self._warming = Warming(settings.pools)
+        self._strays: dict[tuple[NodeId, LeaseId], None] = {}
+        self._missing: dict[LeaseId, None] = {}
+        self._flushed_at = self._pruned_at = clock.monotonic()
+        self._surveyed_at = float("-inf")
+        self._adopt_open_leases()
+
+    @property
+    def warming(self) -> Warming:
+        return self._warming
+
+    def _adopt_open_leases(self) -> None:
+        """After a restart: leases get a full life from now, because their holders could not renew
+        meanwhile.
+        """
+        for held in self._books.open.values():
+            self._acting.extend_fence(held)
+            held.expires_at = self._clock.monotonic() + self._settings.lease_s
+            held.seen_at = self._clock.monotonic()
+            if held.lease.state is LeaseState.DRAINING and held.lease.end_reason is None:
+                held.evicted_at = self._clock.monotonic() + self._settings.grace_s
+
+    # the loop -----------------------------------------------------------------------------------------------
+    async def run(self, platform: Platform) -> None:
+        """Until cancelled. A tick that fails (a full disk, a platform that does not answer) is repeated."""
+        while True:
+            try:
+                await self.tick(platform)
+            except IsthmusError as error:
+                _log.error("reconcile tick failed; the next one repeats it", why=str(error))
+            await self._clock.sleep(self._settings.tick_s)
+
+    async def tick(self, platform: Platform) -> None:
+        now = self._clock.monotonic()
+        if now - self._surveyed_at >= SURVEY_S:
+            await self.survey(platform)
+        self._refresh_open(now)
+        due = [(held, self._due(held, now)) for held in list(self._books.open.values())]
+        self._acting.apply([(held, event) for held, event in due if event is not None])
+        self._repeat_orders(now)
+        for node, warm in self._warming.due(self._inventory.audible(now)):
+            self._acting.order("warm", node, warm, warm.environment.id)
+        self._keep_books(now)
+        self._acting.on_freed()
+
+    async def survey(self, platform: Platform) -> None:
+        """Ask the platform what there is. When it cannot tell, everything stays as it was."""
+        self._surveyed_at = self._clock.monotonic()
+        try:
+            nodes = await platform.nodes()
+            allocations = await platform.allocations()
+        except SiteUnavailableError as error:
+            _log.warning("the platform does not answer", why=str(error))
+            return
+        if self._inventory.set_nodes(nodes):
+            self._books.set_nodes(self._inventory.rows(self._clock.monotonic()))
+        if allocations is None:
+            return
+        ours = {held.lease.allocation: held for held in self._books.open.values()}
+        for allocation in allocations:
+            if allocation not in ours:
+                self._acting.release(allocation)
+        for held in [held for allocation, held in ours.items() if allocation not in allocations]:
+            await self._take_again(platform, held)
+        ended = [
+            held for allocation, held in ours.items() if allocation and allocations.get(allocation) == "ended"
+        ]
+        for held in ended:
+            if held.lease.state is LeaseState.ACTIVE:
+                self._acting.end(held, EndReason.NODE_LOST, f"{platform.name} ended its allocation")
+
+    async def _take_again(self, platform: Platform, held: Held) -> None:
+        """A platform that keeps allocations in memory lost them with the site; the lease may still run."""
+        lease = held.lease
+        if (
+            lease.node is None
+            or lease.allocation is None
+            or held.is_starting
+            or lease.state is LeaseState.ENDED
+        ):
+            return
+        try:
+            await platform.acquire(lease.allocation, lease.node, lease.resources, lease.lease_class)
+        except NoCapacityError as error:
+            _log.error("a running lease has no allocation any more", lease=lease.lease, why=str(error))
+            return
+        if held.is_over:
+            self._acting.release(lease.allocation)
+
+    def _refresh_open(self, now: float) -> None:
+        for node in self._books.nodes.ids:
+            self._books.nodes.set_open(node, self._inventory.is_open(node, now))
+
+    def _due(self, held: Held, now: float) -> Event | None:
+        """What has become of this lease by the passing of time."""
+        lease = held.lease
+        if lease.node is None:
+            return Gone(
+                at_s=self._clock.now(), reason=EndReason.FAILED, detail="the site stopped before its start"
+            )
+        is_audible = self._inventory.is_audible(lease.node, now)
+        if not is_audible and now > held.fenced_at and not held.is_starting:
+            detail = (
+                f"the agent of node {lease.node} is silent, and the lease cannot have outlived its deadline"
+            )
+            return Gone(at_s=self._clock.now(), reason=EndReason.NODE_LOST, detail=detail)
+        if lease.end_reason is not None:
+            return None
+        match lease.state:
+            case LeaseState.GRANTED:
+                return Gone(
+                    at_s=self._clock.now(),
+                    reason=EndReason.FAILED,
+                    detail="the site stopped before its start",
+                )
+            case LeaseState.STARTING:
+                return (
+                    None
+                    if held.is_starting
+                    else self._end(EndReason.FAILED, "nobody waits for its start any more")
+                )
+            case _ if now > held.expires_at:
+                return self._end(EndReason.EXPIRED, f"not renewed for {self._settings.lease_s:g} s")
+            case LeaseState.DRAINING if now > held.evicted_at:
+                return self._end(EndReason.EVICTED, f"its grace of {self._settings.grace_s:g} s is over")
+            case _ if is_audible and self._is_missing(held, now):
+                return self._end(EndReason.NODE_LOST, f"the agent of node {lease.node} does not run it")
+        return None
+
+    def _is_missing(self, held: Held, now: float) -> bool:
+        """Its agent came back without it, or reports others but not this one."""
+        return held.lease.lease in self._missing or now - held.seen_at > 2 * self._settings.agent_silence_s
+
+    def _end(self, reason: EndReason, detail: str) -> EndOrdered:
+        return EndOrdered(at_s=self._clock.now(), reason=reason, detail=detail)
+
+    def _repeat_orders(self, now: float) -> None:
+        for held in self._books.open.values():
+            lease = held.lease
+            if lease.end_reason is not None and lease.node and self._inventory.is_audible(lease.node, now):
+                self._acting.repeat_end(held)
+        for node, lease_id in list(self._strays):
+            if self._inventory.is_audible(node, now):
+                del self._strays[node, lease_id]
+                self._end_stray(node, lease_id)
+
+    def _end_stray(self, node: NodeId, lease_id: LeaseId) -> None:
+        """A node runs what the ledger says is over, or never heard of."""
+        if lease_id in self._books.open:
+            return
+        known = self._ledger.lease(lease_id)
+        reason = (known.end_reason if known else None) or EndReason.FAILED
+        self._acting.order("stray", node, EndLease(number=0, lease=lease_id, reason=reason), lease_id)
+
+    def _keep_books(self, now: float) -> None:
+        if now - self._flushed_at >= FLUSH_S:
+            self._flushed_at = now
+            self._books.flush()
+        if now - self._pruned_at >= PRUNE_S:
+            self._pruned_at = now
+            self._ledger.prune(self._clock.now() - self._settings.history_s)
+
+    # reports ------------------------------------------------------------------------------------------------
+    async def joined(self, platform: Platform, node: NodeId, hello: AgentHello) -> None:
+        """An agent is here: adopt what it runs, have the rest settled. Raises NotFoundError for a foreign
+        node.
+        """
+        if not self._inventory.knows(node):
+            await self.survey(platform)
+        if not self._inventory.knows(node):
+            raise NotFoundError(f"platform {platform.name} has no node {node!r}")
+        now = self._clock.monotonic()
+        self._inventory.joined(node, hello.enforcement, now)
+        self._warming.forget(node)
+        running = {lease.lease: lease for lease in hello.running}
+        for held in self._books.on_node(node):
+            found = running.pop(held.lease.lease, None)
+            if found is not None:
+                self._adopt(held, found, now)
+            elif not held.is_starting:
+                self._missing[held.lease.lease] = (
+                    None  # settled by the next tick: its LeaseEnded may be on its way
+                )
+        for lease_id in running:
+            self._note_stray(node, lease_id)
+        self._refresh_open(now)
+        self._acting.on_freed()
+
+    def _adopt(self, held: Held, found: RunningLease, now: float) -> None:
+        self._missing.pop(held.lease.lease, None)
+        held.seen_at = now
+        event = Adopted(at_s=self._clock.now(), executors=found.executors, usage=found.usage)
+        self._books.note(held, event)
+        if held.lease.end_reason is None and held.lease.state is not LeaseState.STARTING:
+            left_s = max(held.expires_at - now, 0.0)
+            self._books.note(held, Renewed(at_s=event.at_s, deadline_s=event.at_s + left_s))
+            self._acting.renew(held)
+
+    def report(self, node: NodeId, message: Heartbeat | ExecutorEnded | LeaseEnded) -> None:
+        """Raises LedgerError; the agent repeats what was not taken in."""
+        self._inventory.heard(node, self._clock.monotonic())
+        match message:
+            case Heartbeat():
+                self._measure(node, message)
+            case ExecutorEnded():
+                self._executor_ended(node, message)
+            case LeaseEnded():
+                self._lease_ended(node, message)
+
+    def _measure(self, node: NodeId, heartbeat: Heartbeat) -> None:
+        now = self._clock.monotonic()
+        idle: list[tuple[Held, Event]] = []
+        for report in heartbeat.leases:
+            held = self._books.open.get(report.lease)
+            if held is None or held.lease.node != node:
+                self._note_stray(node, report.lease)
+                continue
+            held.seen_at = now
+            self._missing.pop(report.lease, None)
+            held.functions.report(report.functions)
+            self._books.note(held, Measured(at_s=self._clock.now(), usage=report.usage))
+            pool = self._settings.pools.get(held.lease.pool)
+            if held.lease.state is LeaseState.ACTIVE and pool is not None and report.idle_s >= pool.idle_s:
+                idle.append((held, self._end(EndReason.IDLE, f"no call for {report.idle_s:.0f} s")))
+        if idle:
+            self._acting.apply(idle)
+
+    def _executor_ended(self, node: NodeId, message: ExecutorEnded) -> None:
+        held = self._books.open.get(message.lease)
+        if held is None or held.lease.node != node:
+            return
+        self._books.note(held, ExecutorGone(at_s=self._clock.now(), executor=message.executor))
+        if not held.lease.executors and held.lease.end_reason is None:
+            self._acting.end(held, message.reason, message.detail)
+
+    def _lease_ended(self, node: NodeId, message: LeaseEnded) -> None:
+        held = self._books.open.get(message.lease)
+        self._missing.pop(message.lease, None)
+        self._strays.pop((node, message.lease), None)
+        if held is None:
+            self._amend(message)
+        elif held.lease.node == node:
+            at_s = self._clock.now()
+            events: list[tuple[Held, Event]] = [(held, Measured(at_s=at_s, usage=message.usage))]
+            gone = Gone(at_s=at_s, reason=message.reason, detail=message.detail)
+            self._acting.apply([*events, (held, gone)])
+
+    def _amend(self, message: LeaseEnded) -> None:
+        """The final usage of a lease came after its end was confirmed."""
+        known = self._ledger.lease(message.lease)
+        if known is not None and known.usage != message.usage and known.state is LeaseState.ENDED:
+            self._ledger.amend(msgspec.structs.replace(known, usage=message.usage))
+
+    def _note_stray(self, node: NodeId, lease_id: LeaseId) -> None:
+        if len(self._strays) < STRAYS_MAX:
+            self._strays[node, lease_id] = None

@@ -1,0 +1,49 @@
+"""Who holds what of which node, for platforms that are their own book-keepers.
+
+Invariant: what is booked on a node never exceeds what it has; booking under a known id changes nothing.
+"""
+
+from isthmus.core.errors import NoCapacityError
+from isthmus.core.ids import AllocationId, NodeId
+from isthmus.core.model import Node, Resources
+from isthmus.platforms.platform import Allocation, AllocationState
+
+
+class Bookings:
+    def __init__(self, nodes: tuple[Node, ...]) -> None:
+        self.nodes = nodes
+        self._held: dict[AllocationId, Allocation] = {}
+
+    def holds(self, allocation: AllocationId) -> bool:
+        return allocation in self._held
+
+    def book(self, allocation: AllocationId, node: NodeId, resources: Resources) -> Allocation:
+        """Raises NoCapacityError when the node is unknown, or has not that much left."""
+        known = self._held.get(allocation)
+        if known is not None:
+            return known
+        machine = next((candidate for candidate in self.nodes if candidate.node == node), None)
+        if machine is None:
+            raise NoCapacityError(f"there is no node {node!r}")
+        held = [other.resources for other in self._held.values() if other.node == node]
+        free_cores = machine.cores - sum(other.cores for other in held)
+        free_bytes = machine.memory_bytes - sum(other.memory_bytes for other in held)
+        free_gpus = machine.gpus - sum(other.gpus for other in held)
+        need = (resources.cores, resources.memory_bytes, resources.gpus)
+        if any(want > free for want, free in zip(need, (free_cores, free_bytes, free_gpus), strict=True)):
+            raise NoCapacityError(
+                f"node {node} has {free_cores} cores, {free_bytes} bytes of memory and {free_gpus} GPUs free, "
+                f"not {resources}"
+            )
+        taken = Allocation(allocation=allocation, node=node, state="running", resources=resources)
+        self._held[allocation] = taken
+        return taken
+
+    def free(self, allocation: AllocationId) -> None:
+        self._held.pop(allocation, None)
+
+    def states(self) -> dict[AllocationId, AllocationState]:
+        return {allocation: held.state for allocation, held in self._held.items()}
+
+    def clear(self) -> None:
+        self._held.clear()

@@ -1,0 +1,252 @@
+"""This machine as the only node: an agent process beside the site, kept alive; allocations are rows in
+memory.
+
+The agent outlives a site that is killed, so that leases go on; the next site finds it by `agent.json` in the
+state directory and takes it over if it dials the same address, else replaces it (a new agent adopts running
+executors). After `close` neither the agent nor anything in its process group is left.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import structlog
+
+from isthmus.core.discovery import is_alive
+from isthmus.core.ids import AllocationId, NodeId
+from isthmus.core.model import LeaseClass, Node, Record, Resources
+from isthmus.core.settings import Settings
+from isthmus.platforms import capacity
+from isthmus.platforms.bookings import Bookings
+from isthmus.platforms.platform import Allocation, AllocationState
+
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 10.0
+STEADY_S = 60.0  # an agent that lived this long starts again without a pause
+STOP_S = 5.0  # for the agent to end its executors, before it is killed with its group
+POLL_S = 0.5  # how often an adopted agent (not our child) is looked at, where the kernel has no pidfd
+LOG_BYTES_MAX = 16 * 2**20
+
+_log = structlog.get_logger("platforms.local")
+
+
+class AgentFile(Record, frozen=True):
+    """`agent.json`: the agent that was started last. `started` tells it from a later process of the same
+    id.
+    """
+
+    pid: int
+    started: int
+    url: str
+
+
+class LocalPlatform:
+    """
+    site_url  where the agent dials, http://HOST:PORT
+    join_key  what agent and site prove to each other that they hold
+    parent    the agent ends with this process; 0: it outlives the site
+    """
+
+    name = "local"
+
+    def __init__(
+        self, settings: Settings, state: Path, site_url: str, join_key: bytes, parent: int = 0
+    ) -> None:
+        self._settings = settings.node
+        self._state = state
+        self._agent_url = site_url.replace("http", "ws", 1) + "/agent"
+        self._join_key = join_key
+        self._parent = parent
+        node = Node(
+            node=NodeId(socket.gethostname() or "local"),
+            platform=self.name,
+            cores=capacity.cores(settings.node),
+            memory_bytes=capacity.memory_bytes(settings.node),
+        )
+        self._bookings = Bookings((node,))
+        self._supervising: asyncio.Task[None] | None = None
+        self._pid = 0
+
+    @property
+    def agent_pid(self) -> int:
+        """The agent that runs now; 0 between two of them."""
+        return self._pid
+
+    async def start(self) -> None:
+        if self._supervising is None:
+            adopted = self._find_agent()
+            self._supervising = asyncio.create_task(
+                self._supervise(adopted), name="platforms.local.supervise"
+            )
+
+    async def nodes(self) -> tuple[Node, ...]:
+        return self._bookings.nodes
+
+    async def acquire(
+        self, allocation: AllocationId, node: NodeId, resources: Resources, lease_class: LeaseClass
+    ) -> Allocation:
+        return self._bookings.book(allocation, node, resources)
+
+    async def release(self, allocation: AllocationId) -> None:
+        self._bookings.free(allocation)
+
+    async def allocations(self) -> dict[AllocationId, AllocationState] | None:
+        return self._bookings.states()
+
+    async def close(self) -> None:
+        """Stop the agent: SIGTERM, then SIGKILL for its whole group. Twice is fine."""
+        self._bookings.clear()
+        if self._supervising is None:
+            return
+        self._supervising.cancel()
+        await asyncio.gather(self._supervising, return_exceptions=True)
+        self._supervising = None
+        (self._state / "agent.json").unlink(missing_ok=True)
+
+    # the agent process --------------------------------------------------------------------------------------
+    async def _supervise(self, adopted: AgentFile | None) -> None:
+        if adopted is not None:
+            await self._watch_adopted(adopted)
+        backoff_s = BACKOFF_FIRST_S
+        loop = asyncio.get_running_loop()
+        while True:
+            started_at = loop.time()
+            code = await self._run_agent()
+            if loop.time() - started_at >= STEADY_S:
+                backoff_s = BACKOFF_FIRST_S
+            _log.error("agent ended; starting another", code=code, pause_s=backoff_s, log=str(self._log_path))
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+
+    async def _run_agent(self) -> int:
+        """One agent, from its start to its end; ended with its group when this is cancelled."""
+        with self._open_log() as log:
+            process = await asyncio.create_subprocess_exec(
+                *self._command(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+                start_new_session=True,
+            )
+        self._pid = process.pid
+        self._remember(process.pid)
+        try:
+            return await process.wait()
+        except asyncio.CancelledError:
+            await self._stop(process.pid, process.wait())
+            raise
+        finally:
+            self._pid = 0
+
+    async def _watch_adopted(self, agent: AgentFile) -> None:
+        """Until an agent that an earlier site started is gone."""
+        self._pid = agent.pid
+        _log.info("took over the running agent", pid=agent.pid)
+        try:
+            await _gone(agent)
+        except asyncio.CancelledError:
+            await self._stop(agent.pid, _gone(agent))
+            raise
+        finally:
+            self._pid = 0
+
+    async def _stop(self, pid: int, gone: Coroutine[object, object, object]) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        waiting = asyncio.ensure_future(gone)
+        done, _ = await asyncio.wait({waiting}, timeout=STOP_S)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)  # the agent leads its group, which may outlive it
+        if not done:
+            await waiting
+
+    def _command(self) -> list[str]:
+        node = self._bookings.nodes[0].node
+        command = [sys.executable, "-m", "isthmus.node.agent", "--site", self._agent_url, "--node", node]
+        command += ["--state", str(self._state)]
+        return command + (["--parent", str(self._parent)] if self._parent else [])
+
+    def _environment(self) -> dict[str, str]:
+        """Secrets go by environment, never by the command line, which every user of the machine can read."""
+        return {
+            **os.environ,
+            "ISTHMUS_JOIN_KEY": self._join_key.hex(),
+            "ISTHMUS_AGENT_SETTINGS": msgspec.json.encode(self._settings).decode(),
+        }
+
+    @property
+    def _log_path(self) -> Path:
+        return self._state / "logs" / "agent.log"
+
+    def _open_log(self) -> BinaryIO:
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        if self._log_path.exists() and self._log_path.stat().st_size > LOG_BYTES_MAX:
+            self._log_path.replace(self._log_path.with_suffix(".log.1"))
+        return self._log_path.open("ab")
+
+    def _remember(self, pid: int) -> None:
+        agent = AgentFile(pid=pid, started=_started(pid), url=self._agent_url)
+        path = self._state / "agent.json"
+        path.with_suffix(".new").write_bytes(msgspec.json.encode(agent))
+        path.with_suffix(".new").replace(path)
+
+    def _find_agent(self) -> AgentFile | None:
+        """The agent of an earlier site that still runs and dials us; one that dials elsewhere is replaced."""
+        try:
+            agent = msgspec.json.decode((self._state / "agent.json").read_bytes(), type=AgentFile)
+        except (OSError, msgspec.MsgspecError):
+            return None
+        if not is_alive(agent.pid) or _started(agent.pid) != agent.started:
+            return None
+        if agent.url == self._agent_url:
+            return agent
+        _log.warning("replacing an agent that dials an earlier site", pid=agent.pid, url=agent.url)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(agent.pid, signal.SIGKILL)  # only the agent: its executors are adopted by the next one
+        return None
+
+
+async def _gone(agent: AgentFile) -> None:
+    """Until this process is no more; it is not our child, so it cannot be waited for."""
+    while is_alive(agent.pid) and _started(agent.pid) == agent.started:
+        try:
+            descriptor = os.pidfd_open(agent.pid)
+        except ProcessLookupError:
+            return
+        except OSError:  # a kernel before 5.3
+            await asyncio.sleep(POLL_S)
+            continue
+        try:
+            await _readable(descriptor)
+            return
+        finally:
+            os.close(descriptor)
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _started(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 if there is none. Source: proc(5), field 22 of
+    stat.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])

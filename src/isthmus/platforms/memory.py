@@ -1,0 +1,62 @@
+"""The twin: a platform of made-up nodes in memory, with faults on demand, for tests and simulation."""
+
+from isthmus.core.errors import NoCapacityError, SiteUnavailableError
+from isthmus.core.ids import AllocationId, NodeId
+from isthmus.core.model import LeaseClass, Node, Resources
+from isthmus.platforms.bookings import Bookings
+from isthmus.platforms.platform import Allocation, AllocationState
+
+
+class MemoryPlatform:
+    """
+    is_unreachable  every call raises SiteUnavailableError, and `allocations` cannot tell
+    is_full         `acquire` refuses new allocations, whatever is free
+    """
+
+    name = "memory"
+
+    def __init__(self, nodes: tuple[Node, ...] = ()) -> None:
+        self._bookings = Bookings(nodes)
+        self._preempted: dict[AllocationId, AllocationState] = {}
+        self.is_unreachable = False
+        self.is_full = False
+
+    async def start(self) -> None:
+        return
+
+    async def nodes(self) -> tuple[Node, ...]:
+        self._reach()
+        return self._bookings.nodes
+
+    async def acquire(
+        self, allocation: AllocationId, node: NodeId, resources: Resources, lease_class: LeaseClass
+    ) -> Allocation:
+        self._reach()
+        if self.is_full and not self._bookings.holds(allocation):
+            raise NoCapacityError(f"node {node} is full, because a test says so")
+        return self._bookings.book(allocation, node, resources)
+
+    async def release(self, allocation: AllocationId) -> None:
+        self._reach()
+        self._preempted.pop(allocation, None)
+        self._bookings.free(allocation)
+
+    async def allocations(self) -> dict[AllocationId, AllocationState] | None:
+        if self.is_unreachable:
+            return None
+        return {**self._bookings.states(), **self._preempted}
+
+    async def close(self) -> None:
+        self._bookings.clear()
+
+    def preempt(self, allocation: AllocationId) -> None:
+        """Take it back, as a batch system does when its owner comes."""
+        self._bookings.free(allocation)
+        self._preempted[allocation] = "ended"
+
+    def add_node(self, node: Node) -> None:
+        self._bookings.nodes = (*self._bookings.nodes, node)
+
+    def _reach(self) -> None:
+        if self.is_unreachable:
+            raise SiteUnavailableError("the platform does not answer, because a test says so")
