@@ -1,7 +1,7 @@
 """The out-of-band part of an encoded value: buffers one after the other, each at a multiple of 64 bytes.
 
-64 is a cache line, and what NumPy and vector units want. Offsets come from the wire, so `Region` checks each of them.
-"""
+64 is a cache line, and what NumPy and vector units want. Offsets come from the wire, so `Region` checks each
+of them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

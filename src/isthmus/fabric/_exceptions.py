@@ -1,8 +1,7 @@
 """How an exception travels: itself, if it can be pickled, and always its text and traceback.
 
-`meta` is `EXCEPTION` and msgpack Report; a long pickle is the data. Where Python is not at hand (a native function),
-it is `WORDS` and `ClassName: message` as UTF-8, with a class of core.errors.
-"""
+`meta` is `EXCEPTION` and msgpack Report; a long pickle is the data. Where Python is not at hand (a native
+function), it is `WORDS` and `ClassName: message` as UTF-8, with a class of core.errors."""
 
 import traceback
 

@@ -1,9 +1,8 @@
 """Memory of received data, and how it passes between processes of one host without a second copy.
 
 The sender writes large data into a memfd and seals it: from then on nobody can change or shrink it, so that a
-receiver that maps it can neither be surprised nor killed by SIGBUS. The mapping is private: what the receiver writes
-into it stays its own. Source: memfd_create(2), fcntl(2) on file seals.
-"""
+receiver that maps it can neither be surprised nor killed by SIGBUS. The mapping is private: what the receiver
+writes into it stays its own. Source: memfd_create(2), fcntl(2) on file seals."""
 
 import ctypes
 import errno
@@ -42,7 +41,7 @@ def allocate(size_bytes: int) -> memoryview:
 
 
 def share(buffers: Sequence[memoryview], size_bytes: int) -> int:
-    """Descriptor of a sealed memfd that holds the buffers one after the other. Raises OSError; then stream them."""
+    """Descriptor of a sealed memfd with the buffers one after the other. Raises OSError; then stream them."""
     descriptor = os.memfd_create("isthmus-frame", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, size_bytes)
@@ -55,7 +54,7 @@ def share(buffers: Sequence[memoryview], size_bytes: int) -> int:
 
 
 def receive_shared(descriptor: int, size_bytes: int) -> memoryview:
-    """The memfd's content, mapped; the descriptor is still the caller's. Raises FrameError when it is not sealed."""
+    """The memfd's content, mapped; the descriptor stays the caller's. Raises FrameError if unsealed."""
     try:
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
         present_bytes = os.fstat(descriptor).st_size

@@ -1,15 +1,14 @@
 """The other half of the codec: everything that is no small tree, by cloudpickle with out-of-band buffers.
 
-Pickles are code. They are read only where they were meant to run: in a tenant's executor, and in the client that
-called it. `meta` is `PICKLE` and msgpack [stream or its length, [(offset, bytes), ...]]; a long stream is itself the
-first part of the data.
-"""
+Pickles are code. They are read only where they were meant to run: in a tenant's executor, and in the client
+that called it. `meta` is `PICKLE` and msgpack [stream or its length, [(offset, bytes), ...]]; a long stream
+is itself the first part of the data."""
 
 import io
 import pickle
 import types
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle  # type: ignore[import-untyped]
 import msgspec
@@ -31,7 +30,7 @@ _body = msgspec.msgpack.Decoder(Body)
 
 
 def encode_pickle(value: object, names: dict[str, object]) -> Encoded:
-    """`names` are the parts of the value by what a CodecError shall call them: `args`, `kwargs`, `the result`."""
+    """`names`: the parts of the value by what a CodecError shall call them: `args`, `the result`."""
     parts: list[memoryview] = []
     try:
         stream = dumps(value, parts)
@@ -56,7 +55,7 @@ def decode_pickle(body: Buffer, region: Region) -> Any:
 
 
 def dumps(value: object, parts: list[memoryview] | None = None) -> bytes:
-    """A pickle; large buffers are appended to `parts` instead, if given. Raises whatever the value's code raises."""
+    """A pickle; large buffers go to `parts`, if given. Raises whatever the value's own code raises."""
     file = io.BytesIO()
     callback = None if parts is None else _collect(parts)
     _Pickler(file, _PROTOCOL, buffer_callback=callback).dump(value)
@@ -91,7 +90,7 @@ def _collect(parts: list[memoryview]) -> Any:
     return collect
 
 
-# what pickle cannot do by itself -------------------------------------------------------------------------------
+# what pickle cannot do by itself ----------------------------------------------------------------------------
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's, and it can send memoryviews and exceptions with a constructor of their own."""
 
@@ -110,11 +109,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 def _rebuild_view(data: Any, letter: str, shape: tuple[int, ...]) -> memoryview:
     view = memoryview(data)
-    return view.cast(letter, shape) if 0 not in shape else view.cast(letter)  # type: ignore[call-overload,no-any-return]
+    whole: Any = view  # typeshed knows only literal formats
+    return cast(memoryview, whole.cast(letter) if 0 in shape else whole.cast(letter, shape))
 
 
 def _loses_arguments(error: BaseException) -> bool:
-    """Pickle calls the class with `args`, which is wrong where __init__ takes something else than it passes up."""
+    """Pickle would call the class with `args`: wrong where __init__ takes other things than it passes up."""
     kind = type(error)
     plain = kind.__reduce__ is BaseException.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__
     return plain and isinstance(kind.__init__, types.FunctionType)
@@ -132,13 +132,13 @@ def _rebuild_exception(
     return error
 
 
-# which part of a value is to blame -----------------------------------------------------------------------------
+# which part of a value is to blame --------------------------------------------------------------------------
 def _unsendable(names: dict[str, object], error: Exception) -> CodecError:
     blamed = [pair for pair in names.items() if not _is_sendable(pair[1])] or list(names.items())
     path, culprit = _culprit(blamed[0][1], blamed[0][0], _SEARCH_DEPTH_MAX)
     return CodecError(
         f"cannot send {path}: a {type(culprit).__module__}.{type(culprit).__qualname__} cannot be pickled "
-        f"({type(error).__name__}: {error}); send the plain data it is made from and build it inside the function"
+        f"({type(error).__name__}: {error}); send plain data and build it inside the function"
     )
 
 

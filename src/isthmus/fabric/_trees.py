@@ -1,8 +1,8 @@
 """Small trees of builtin values and NumPy arrays as msgpack: the fast and the safe half of the codec.
 
-Exactness comes first. Only values of exactly the builtin types go this way, so that what arrives has the same types;
-a tree that is too large, refers to one mutable object twice, or holds anything else raises NotATree, and the caller
-pickles it. Reading runs no code of the sender: any bytes give a value or CodecError.
+Exactness comes first. Only values of exactly the builtin types go this way, so that what arrives has the same
+types; a tree that is too large, refers to one mutable object twice, or holds anything else raises NotATree,
+and the caller pickles it. Reading runs no code of the sender: any bytes give a value or CodecError.
 
 layout  rest of `meta`
 PLAIN   msgpack of None, bool, int, float, str, bytes, list, dict (and the call's own outermost tuple)
@@ -60,11 +60,11 @@ _new = tuple.__new__  # half the price of calling the NamedTuple itself
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ext_hook=_refuse_ext).decode
 _decode_call = msgspec.msgpack.Decoder(tuple[tuple[Any, ...], dict[Any, Any]], ext_hook=_refuse_ext).decode
-# what a hostile or damaged message can make the decoder raise; ValueError includes MsgspecError's base and Unicode
+# what hostile or damaged bytes can make the decoder raise; ValueError covers Unicode errors too
 _BAD_BYTES = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError, MemoryError)
 
 
-# writing -------------------------------------------------------------------------------------------------------
+# writing ----------------------------------------------------------------------------------------------------
 def encode_plain(value: object) -> Encoded:
     """Raises NotATree for ints beyond 64 bits and text with lone surrogates."""
     try:
@@ -170,11 +170,11 @@ def _dtype_text(array: "numpy.ndarray[Any, Any]") -> str:
 
 
 def _bytes_of(array: "numpy.ndarray[Any, Any]") -> memoryview:
-    """The array's own memory. Datetimes and long doubles have no buffer format, so it is seen as bytes first."""
+    """The array's own memory, seen as bytes: datetimes and long doubles have no buffer format."""
     return array.reshape(-1).view("u1").data if array.nbytes else memoryview(b"")
 
 
-# reading -------------------------------------------------------------------------------------------------------
+# reading ----------------------------------------------------------------------------------------------------
 def decode_plain(body: Buffer) -> Any:
     try:
         return _decode(body)

@@ -117,7 +117,9 @@ class Domain(Protocol):
         """Make the current or next `poll`/`call` sleep return early."""
         ...
 
-    def define_native(self, channel_id: int, function_id: int, library: str, symbol: str, result_bytes_max: int) -> None:
+    def define_native(
+        self, channel_id: int, function_id: int, library: str, symbol: str, result_bytes_max: int
+    ) -> None:
         """Answer CALLs of this function with a C symbol, without Python where the domain is native.
 
         int32_t symbol(const void *arguments, uint64_t arguments_bytes, void *result, uint64_t *result_bytes)
@@ -136,4 +138,3 @@ class Domain(Protocol):
         ...
 
     def close(self) -> None: ...
-

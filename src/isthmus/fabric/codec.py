@@ -1,13 +1,15 @@
 """Values, calls, exceptions and functions to frames and back.
 
-Exactness first: what arrives has the types and values of what was sent. The first byte of `meta` names the layout:
+Exactness first: what arrives has the types and values of what was sent. The first byte of `meta` names the
+layout:
 
     PLAIN, TREE, ARRAY    msgpack and raw buffers (`_trees`): small builtin values, NumPy arrays, bytes
     PICKLE                cloudpickle with out-of-band buffers (`_pickles`): everything else
     EXCEPTION, WORDS      what a function raised (`_exceptions`)
 
-A call is encoded as the pair (args, kwargs). Decoded arrays are views on the received data: nothing is copied.
-The codec keeps no reference to what it encoded, but `Encoded.data` does: do not change large arguments in flight.
+A call is encoded as the pair (args, kwargs). Decoded arrays are views on the received data: nothing is
+copied. The codec keeps no reference to what it encoded, but `Encoded.data` does: do not change large
+arguments in flight.
 Not here: how bytes travel (`channels`), and who may decode them (executors and clients only; never the site).
 """
 
@@ -68,7 +70,7 @@ class FunctionHeader(msgspec.Struct, frozen=True, kw_only=True):
 _header = msgspec.msgpack.Decoder(FunctionHeader)
 
 
-# calls ----------------------------------------------------------------------------------------------------------
+# calls ------------------------------------------------------------------------------------------------------
 def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
     """Raises CodecError, naming the argument, when one cannot be pickled."""
     try:
@@ -97,7 +99,7 @@ def decode_call(meta: Buffer, data: Buffer | None) -> tuple[tuple[Any, ...], dic
     raise CodecError(f"not an encoded call but a {type(value).__name__}")
 
 
-# values ---------------------------------------------------------------------------------------------------------
+# values -----------------------------------------------------------------------------------------------------
 def encode_value(value: Any) -> Encoded:
     """Raises CodecError, naming the part, when one cannot be pickled."""
     if value is None:
@@ -127,7 +129,7 @@ def decode_value(meta: Buffer, data: Buffer | None) -> Any:
     raise CodecError(f"layout {layout} is no value; both sides need the same isthmus version")
 
 
-# exceptions -----------------------------------------------------------------------------------------------------
+# exceptions -------------------------------------------------------------------------------------------------
 def decode_error(meta: Buffer, data: Buffer | None) -> BaseException:
     """The exception itself with the remote traceback as its __cause__, or RemoteError. Raises CodecError."""
     layout = bytes(meta[:1])
@@ -138,7 +140,7 @@ def decode_error(meta: Buffer, data: Buffer | None) -> BaseException:
     raise CodecError(f"layout {layout!r} is no exception; both sides need the same isthmus version")
 
 
-# functions ------------------------------------------------------------------------------------------------------
+# functions --------------------------------------------------------------------------------------------------
 def function_kind(function: Callable[..., Any] | type) -> FunctionKind:
     if inspect.isclass(function):
         return "actor"

@@ -2,10 +2,10 @@
 
 Pure: bytes in, values out. Any bytes give a value or FrameError, nothing else.
 
-A frame is header, `meta` (in-band bytes: the codec's description of the value) and `data` (out-of-band buffers, one
-after the other; the codec knows where each begins). The same 64 bytes travel in a UCX active message and on a
-socket. `native/frame.hpp` holds the same layout; a golden test compares them. A change of any field raises
-FRAME_VERSION.
+A frame is header, `meta` (in-band bytes: the codec's description of the value) and `data` (out-of-band
+buffers, one after the other; the codec knows where each begins). The same 64 bytes travel in a UCX active
+message and on a socket. `native/frame.hpp` holds the same layout; a golden test compares them. A change of
+any field raises FRAME_VERSION.
 
 offset  size  field
      0     2  version          FRAME_VERSION
@@ -15,8 +15,8 @@ offset  size  field
      8     8  channel_key      the receiver's secret for it: a frame with another key is dropped and counted
     16     8  call_id          chosen by the caller, unique on the channel
     24     8  deadline_ns      nanoseconds left when it was sent; 0 = none (relative: clocks need not agree)
-    32     4  function_id      index in the channel's function table (Kind.CALL, DEFINE); tag for PEER messages
-    36     4  credits          frames the receiver of this frame may now have in flight, with Kind.RESULT/REFUSED
+    32     4  function_id      index in the channel's function table (CALL, DEFINE); tag for PEER messages
+    36     4  credits          frames the receiver of this frame may now have in flight (RESULT, REFUSED)
     40     8  meta_bytes
     48     8  data_bytes
     56     8  reserved         0
@@ -46,7 +46,7 @@ class Kind(enum.IntEnum):
     RESULT = 2  # executor -> client: its result
     ERROR = 3  # executor -> client: an exception (codec.encode_error)
     YIELD = 4  # executor -> client: one item of a generator; RESULT ends the stream.
-    # client -> executor: `credits` more items of call_id may be sent (the CALL's own `credits` is the first window)
+    # client -> executor: `credits` more items of call_id may be sent (a CALL's own `credits` begin it)
     DEFINE = 5  # client -> executor: meta describes function_id, data is its code
     CANCEL = 6  # client -> executor, urgent: stop call_id (running: raise in it; queued: answer cancelled)
     REFUSED = 7  # executor -> client: not admitted (draining, no credit); meta and data as encode_error
@@ -101,7 +101,7 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
     return Header(kind, flags, channel_id, key, call_id, deadline_ns, function_id, credit, meta, size)
 
 
-# handshake ------------------------------------------------------------------------------------------------------
+# handshake --------------------------------------------------------------------------------------------------
 # On the bootstrap socket, each message is a 4-byte little-endian length and one msgpack struct, tagged.
 
 

@@ -44,7 +44,9 @@ class NativeFunction:
         if code != 0:
             return Kind.ERROR, failure(self._symbol, code)
         if result_bytes.value > capacity:
-            message = f"{self._symbol} claims a result of {result_bytes.value} bytes, result_bytes_max is {capacity}"
+            message = (
+                f"{self._symbol} claims {result_bytes.value} bytes of result, result_bytes_max is {capacity}"
+            )
             return Kind.ERROR, encode_words(CodecError, message)
         return Kind.RESULT, Encoded(ctypes.string_at(result, result_bytes.value), ())
 
@@ -55,7 +57,7 @@ def failure(symbol: str, code: int) -> Encoded:
 
 
 def _address_of(data: bytes | memoryview) -> "ctypes.Array[ctypes.c_char]":
-    """A C array on the same memory; a copy only where the memory is read-only, as ctypes cannot point to it."""
+    """A C array on the same memory; a copy where it is read-only, to which ctypes cannot point."""
     kind = ctypes.c_char * len(data)
     if isinstance(data, memoryview) and not data.readonly and len(data):
         return kind.from_buffer(data)

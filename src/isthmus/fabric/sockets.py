@@ -1,12 +1,12 @@
 """The plain-Python fabric domain: one stream socket per channel, one epoll for all of them.
 
-It passes the same suite as the native domain and needs no compiler, no UCX and no special hardware. A small frame
-costs a system call on each side; large data between processes of one host goes by memfd with one copy.
+It passes the same suite as the native domain and needs no compiler, no UCX and no special hardware. A small
+frame costs a system call on each side; large data between processes of one host goes by memfd with one copy.
 
-Invariants: a channel's frames come out of `poll` in the order of their arrival, and Kind.LOST after the last of
-them; a peer that does not speak frames loses its channel and is counted in `malformed_peers`, nobody else notices.
-Not here: the handshake (`bootstrap`), frames on a socket (`streams`), native functions (`natives`).
-"""
+Invariants: a channel's frames come out of `poll` in the order of their arrival, and Kind.LOST after the last
+of them; a peer that does not speak frames loses its channel and is counted in `malformed_peers`, nobody else
+notices.
+Not here: the handshake (`bootstrap`), frames on a socket (`streams`), native functions (`natives`)."""
 
 import contextlib
 import fcntl
@@ -117,7 +117,7 @@ class SocketDomain:
         if self._unusable:
             raise FabricError(self._unusable)
 
-    # channels ---------------------------------------------------------------------------------------------------
+    # channels -----------------------------------------------------------------------------------------------
     def listen(self, address: str, admit: Admission) -> str:
         self.check()
         reception = bootstrap.Reception(address)
@@ -201,7 +201,7 @@ class SocketDomain:
         for key in [key for key in self._natives if key[0] == channel.id]:
             del self._natives[key]
 
-    # progress ---------------------------------------------------------------------------------------------------
+    # progress -----------------------------------------------------------------------------------------------
     def poll(self, timeout_s: float, spin_s: float = 0.0) -> Frame | None:
         self.check()
         if not self._inbox and self._take_turn(timeout_s):
@@ -333,7 +333,7 @@ class SocketDomain:
     def _takes(self, frame: Frame) -> bool:
         return self._answer is None and frame.kind in _ANSWERS
 
-    # back-pressure of the sockets -------------------------------------------------------------------------------
+    # back-pressure of the sockets ---------------------------------------------------------------------------
     def arm(self, stream: FrameStream) -> None:
         """Something waits for the socket to take more: have the next `poll` send it."""
         with contextlib.suppress(OSError, ValueError):  # closed meanwhile by the thread that polls
@@ -345,7 +345,7 @@ class SocketDomain:
         if stream.backlog:  # another thread sent in between and its `arm` was undone
             self.arm(stream)
 
-    # native functions -------------------------------------------------------------------------------------------
+    # native functions ---------------------------------------------------------------------------------------
     def define_native(
         self, channel_id: int, function_id: int, library: str, symbol: str, result_bytes_max: int
     ) -> None:
@@ -359,7 +359,7 @@ class SocketDomain:
             if channel.stream.backlog:
                 self.arm(channel.stream)
 
-    # signals, fork and the end ----------------------------------------------------------------------------------
+    # signals, fork and the end ------------------------------------------------------------------------------
     def announce(self, signal_number: int) -> None:
         self.check()
         self._signal_number = signal_number

@@ -3,10 +3,10 @@
 A FrameStream is what a channel keeps of its bootstrap socket after the handshake: all there is for `sockets`
 channels, and the carrier of urgent frames and of the peer's death for native ones.
 
-Invariants: frames leave in the order of `send`, urgent ones before all that have not begun to leave; nothing that was
-accepted is lost while the peer lives; what arrives before the end of file is handed out before `ended` is set.
-Not here: waiting for the socket (the domain does), and what frames mean.
-"""
+Invariants: frames leave in the order of `send`, urgent ones before all that have not begun to leave; nothing
+that was accepted is lost while the peer lives; what arrives before the end of file is handed out before
+`ended` is set.
+Not here: waiting for the socket (the domain does), and what frames mean."""
 
 import contextlib
 import errno
@@ -103,12 +103,12 @@ class FrameStream:
         """True while frames wait for the socket to become writable; then call `flush`."""
         return bool(self._queue or self._urgent)
 
-    # sending ----------------------------------------------------------------------------------------------------
+    # sending ------------------------------------------------------------------------------------------------
     def send(
         self, kind: int, call_id: int, function_id: int, meta: Buffer, data: Sequence[Buffer] = (),
         deadline_ns: int = 0, flags: int = 0, credits: int = 0, always: bool = False,
     ) -> bool:  # fmt: skip
-        """As Channel.send. `always`: queue it even if the queue is full, for the domain's own bounded answers."""
+        """As Channel.send. `always`: even if the queue is full, for the domain's own few answers."""
         if self.reason:
             raise PeerLostError(self.reason)
         with self._lock:
@@ -122,8 +122,8 @@ class FrameStream:
                 if descriptor >= 0:
                     buffers, flags = [], flags | Flag.SHARED
             header = HEADER.pack(
-                FRAME_VERSION, kind, flags, self.ends.peer_id, self.ends.peer_key, call_id, deadline_ns, function_id,
-                credits, len(meta), data_bytes, 0,
+                FRAME_VERSION, kind, flags, self.ends.peer_id, self.ends.peer_key, call_id, deadline_ns,
+                function_id, credits, len(meta), data_bytes, 0,
             )  # fmt: skip
             head = memoryview(header + meta)
             self._dispatch(_Parcel([head, *buffers], descriptor))
@@ -204,7 +204,7 @@ class FrameStream:
             return self._socket.send(parcel.buffers[0], socket.MSG_NOSIGNAL)
         return self._socket.sendmsg(parcel.buffers[:IOVECS_MAX], (), socket.MSG_NOSIGNAL)
 
-    # receiving --------------------------------------------------------------------------------------------------
+    # receiving ----------------------------------------------------------------------------------------------
     def receive(self) -> list[Frame]:
         """Frames that are complete by now, without waiting. Sets `ended` (and `reason`) at the end of file.
 
@@ -260,7 +260,7 @@ class FrameStream:
         self.ended = True
         self.reason = self.reason or reason
 
-    # the end ----------------------------------------------------------------------------------------------------
+    # the end ------------------------------------------------------------------------------------------------
     def close(self, reason: str = "this side closed the channel") -> None:
         """Idempotent; what still waits to be sent is dropped."""
         self.reason = self.reason or reason
@@ -272,7 +272,7 @@ class FrameStream:
         self._arriving.close()
 
     def linger(self, timeout_s: float) -> None:
-        """Send what waits, for at most timeout_s, and tell the peer that nothing follows. Raises PeerLostError."""
+        """Send what waits, for at most timeout_s, then say that nothing follows. Raises PeerLostError."""
         deadline_s = time.monotonic() + timeout_s
         poll = select.poll()
         poll.register(self._socket, select.POLLOUT)
@@ -313,10 +313,7 @@ class _Arriving:
 
     def feed(self, data: memoryview) -> None:
         while len(data):
-            if self._header is None:
-                data = self._take_header(data)
-            else:
-                data = self._take_body(data)
+            data = self._take_header(data) if self._header is None else self._take_body(data)
 
     def claim(self, descriptors: list[int]) -> None:
         """Shared data that frames will refer to, in their order."""
@@ -364,19 +361,7 @@ class _Arriving:
         if header.flags & Flag.SHARED:
             self._data = self._shared(header.data_bytes)
         if (header.channel_id, header.channel_key) == (self._ends.own_id, self._ends.own_key):
-            self.frames.append(
-                Frame(
-                    header.channel_id,
-                    header.kind,
-                    header.call_id,
-                    header.function_id,
-                    header.flags & ~Flag.SHARED,
-                    header.deadline_ns,
-                    header.credits,
-                    bytes(self._meta),
-                    self._data,
-                )  # fmt: skip
-            )
+            self.frames.append(_frame(header, bytes(self._meta), self._data))
         else:
             self.dropped_frames += 1
         self._data = None
@@ -389,6 +374,14 @@ class _Arriving:
             return receive_shared(descriptor, size_bytes)
         finally:
             os.close(descriptor)
+
+
+def _frame(header: Header, meta: bytes, data: memoryview | None) -> Frame:
+    flags = header.flags & ~Flag.SHARED
+    return Frame(
+        header.channel_id, header.kind, header.call_id, header.function_id, flags, header.deadline_ns,
+        header.credits, meta, data,
+    )  # fmt: skip
 
 
 def lost(channel_id: int, reason: str) -> Frame:
