@@ -1,0 +1,1 @@
+"""What users import. Its public names are those of `isthmus`; everything here is reached through them."""

@@ -1,0 +1,62 @@
+"""What runs on an executor around the user's function: for callables that travel as arguments, and for
+chunks.
+
+Small on purpose: every executor imports this module with its first such call.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from isthmus.fabric import codec
+
+
+def apply(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs on the executor: call a callable that came as an argument."""
+    return fn(*args, **kwargs)
+
+
+async def apply_async(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return await fn(*args, **kwargs)
+
+
+def apply_generator(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return (yield from fn(*args, **kwargs))
+
+
+async def apply_asyncgen(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async for item in fn(*args, **kwargs):
+        yield item
+
+
+CARRIERS: dict[str, Callable[..., Any]] = {
+    "function": apply,
+    "async": apply_async,
+    "generator": apply_generator,
+    "asyncgen": apply_asyncgen,
+}
+
+
+class Failed(NamedTuple):
+    """An item's exception, as `codec.encode_error` wrote it; travels inside a chunk's result."""
+
+    meta: bytes
+    data: bytes
+
+
+class Chunk:
+    """Runs on the executor: `fn` over rows of arguments; gives (seconds spent, outcomes)."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+
+    def __call__(self, *rows: tuple[Any, ...]) -> tuple[float, list[Any]]:
+        fn, outcomes = self.fn, []
+        began_s = time.perf_counter()
+        for row in rows:
+            try:
+                outcomes.append(fn(*row))
+            except Exception as error:  # a task boundary: the caller gets it as this item's outcome
+                meta, data = codec.encode_error(error)
+                outcomes.append(Failed(bytes(meta), bytes(codec.join(data))))
+        return time.perf_counter() - began_s, outcomes

@@ -1,0 +1,473 @@
+"""Decide which call goes to which executor, when to ask for more of them, and what follows when one fails.
+
+Pure: events come in as method calls that carry the time, effects collect in `effects`; no I/O, clock, thread
+or lock. Invariants: an accepted call is settled exactly once; no executor holds more calls than its window;
+a call that was turned back, or whose lease was taken, runs elsewhere without charging its retry budget.
+Not here: carrying effects out (`progress.py`), what a call carries (opaque here).
+
+    submitted -> QUEUED -> SENT -> settled            answered, or failed with no retries left
+                   ^  ^      |
+                   |  +------+-> EXAMINED -> settled   its executor died; the site says why
+                   +-- WAITING <-+                     backoff before a retry
+"""
+
+import enum
+import heapq
+import itertools
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from isthmus.core.errors import (
+    CallTimeoutError,
+    EvictedError,
+    IsthmusError,
+    NoCapacityError,
+    SiteUnavailableError,
+)
+from isthmus.sdk.function import Retry
+
+WINDOW_MAX = 128  # calls in flight on one executor; below the 256 credits a channel starts with
+PREFETCH_S = 0.004  # work kept queued at an executor; more hides latency, less balances better
+GROW_BACKLOG_S = 0.05  # a backlog shorter than a cold start is not worth a lease
+GROW_PAUSE_S = 0.25  # after "no capacity", doubling up to GROW_PAUSE_S_MAX
+GROW_PAUSE_S_MAX = 5.0
+QUEUE_WAIT_S = 30.0  # how long the site may keep us waiting when we hold nothing at all
+SITE_ATTEMPTS_MAX = 3  # requests that find no site before calls without an executor fail
+IDLE_S = 10.0  # an executor without work is given back after this
+LAST_IDLE_S = 120.0  # ... and the last one of a pool after this
+KILL_GRACE_S = 2.0  # between asking running code to stop and killing its process
+RETRY_BACKOFF_S_MAX = 30.0
+NEVER = float("inf")
+
+
+class State(enum.Enum):
+    QUEUED = enum.auto()
+    WAITING = enum.auto()
+    SENT = enum.auto()
+    EXAMINED = enum.auto()
+    SETTLED = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call of a user. `number` is its call id on the wire, unique in this client.
+
+    replayable  False once part of its results was handed out (a stream that has begun)
+    abandoned   settled early (timeout, cancel) while an executor still works on it
+    """
+
+    number: int
+    pool: "Pool"
+    payload: object
+    retry: Retry
+    deadline_s: float = NEVER
+    state: State = State.QUEUED
+    attempts: int = 0
+    replayable: bool = True
+    abandoned: bool = False
+    sent_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Executor:
+    """One executor and the calls sent to it, oldest first: the first one may be running."""
+
+    name: str
+    pool: "Pool"
+    link: object
+    inflight: dict[int, Call] = field(default_factory=dict)
+    window: int = 1
+    service_s: float = 0.0
+    last_s: float = 0.0  # when it last answered
+    draining: bool = False
+    claimed: bool = False  # a thread calls it past the scheduler at this moment
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """Executors that may serve the same calls. `sticky`: state lives in its one executor, nothing is
+    replayed.
+    """
+
+    name: str
+    request: object
+    limit: int
+    sticky: bool = False
+    queue: deque[Call] = field(default_factory=deque)
+    executors: dict[str, Executor] = field(default_factory=dict)
+    requesting: bool = False
+    growth: int = 1
+    grow_after_s: float = 0.0
+    pause_s: float = GROW_PAUSE_S
+    refusals: int = 0
+    broken: BaseException | None = None
+
+
+class Send(NamedTuple):
+    executor: Executor
+    call: Call
+
+
+class Interrupt(NamedTuple):
+    executor: Executor
+    call: Call
+    reason: bytes
+
+
+class Kill(NamedTuple):
+    executor: Executor
+
+
+class Request(NamedTuple):
+    pool: Pool
+    leases: int
+    wait_s: float
+
+
+class Release(NamedTuple):
+    executor: Executor
+
+
+class Examine(NamedTuple):
+    executor: Executor
+    call: Call
+
+
+class Settle(NamedTuple):
+    call: Call
+    error: BaseException
+
+
+Effect = Send | Interrupt | Kill | Request | Release | Examine | Settle
+
+
+class _Due(enum.Enum):
+    DEADLINE = enum.auto()
+    KILL = enum.auto()
+    RETRY = enum.auto()
+    GROW = enum.auto()
+    IDLE = enum.auto()
+
+
+class Dispatch:
+    def __init__(self) -> None:
+        self.effects: list[Effect] = []
+        self.pools: dict[str, Pool] = {}
+        self.outstanding = 0  # calls somebody still waits for
+        self.abandoned = 0  # calls nobody waits for, on which an executor still works
+        self._timers: list[tuple[float, int, _Due, object]] = []
+        self._order = itertools.count()
+
+    # calls ------------------------------------------------------------------------
+    def submit(self, call: Call, now_s: float) -> None:
+        self.outstanding += 1
+        if call.deadline_s != NEVER:
+            self._at(call.deadline_s, _Due.DEADLINE, call)
+        if call.pool.broken is not None:
+            self._settle(call, call.pool.broken)
+            return
+        call.pool.queue.append(call)
+        self._assign(call.pool, now_s)
+
+    def adopt(self, call: Call, executor: Executor) -> None:
+        """A call that was sent (at call.sent_s) past this scheduler: from now on it is an ordinary one."""
+        self.outstanding += 1
+        call.state = State.SENT
+        calls = sorted((call, *executor.inflight.values()), key=lambda one: one.sent_s)
+        executor.inflight = {one.number: one for one in calls}
+        if call.deadline_s != NEVER:
+            self._at(call.deadline_s, _Due.DEADLINE, call)
+        if executor.name not in call.pool.executors:
+            self._examine(executor, call)
+
+    def answered(self, executor: Executor, number: int, now_s: float) -> Call | None:
+        """A result came. Gives the call if somebody still waits for it; the caller settles it."""
+        call = executor.inflight.pop(number, None)
+        if call is None:
+            return None
+        self._measure(executor, call, now_s)
+        wanted = self._finish(call)
+        self._assign(executor.pool, now_s)
+        return call if wanted else None
+
+    def failed(self, executor: Executor, number: int, error: BaseException, now_s: float) -> None:
+        call = executor.inflight.pop(number, None)
+        if call is None:
+            return
+        self._measure(executor, call, now_s)
+        self._retry_or_settle(call, error, now_s)
+        self._assign(executor.pool, now_s)
+
+    def turned_back(self, executor: Executor, number: int, now_s: float) -> None:
+        """The executor did not admit the call: it goes elsewhere, ahead of the others, free of charge."""
+        executor.draining = True
+        call = executor.inflight.pop(number, None)
+        if call is not None:
+            self._put_back(call)
+        self._retire_if_drained(executor)
+        self._assign(executor.pool, now_s)
+
+    def cancel(self, call: Call, now_s: float) -> bool:
+        """Forget the call; whoever cancels settles it. False: it is settled already."""
+        if call.state is State.SETTLED or call.abandoned:
+            return False
+        self._withdraw(call, b"cancel", now_s)
+        return True
+
+    def cancel_queued(self, pool: Pool) -> list[Call]:
+        """Withdraw every call that no executor has seen."""
+        calls = list(pool.queue)
+        pool.queue.clear()
+        for call in calls:
+            self._finish(call)
+        return calls
+
+    # executors ------------------------------------------------------------------------
+    def pool(self, name: str, request: object, limit: int, sticky: bool = False) -> Pool:
+        pool = self.pools.get(name)
+        if pool is None:
+            pool = self.pools[name] = Pool(name, request, limit, sticky)
+        return pool
+
+    def granted(self, pool: Pool, executors: list[Executor], now_s: float) -> None:
+        pool.requesting, pool.refusals, pool.pause_s = False, 0, GROW_PAUSE_S
+        pool.growth *= 2
+        for executor in executors:
+            executor.last_s = now_s
+            pool.executors[executor.name] = executor
+            self._at(now_s + IDLE_S, _Due.IDLE, executor)
+        self._assign(pool, now_s)
+
+    def refused(self, pool: Pool, error: IsthmusError, now_s: float) -> None:
+        """The site gave nothing: go on with what we hold; with nothing in hand, wait once, then fail."""
+        pool.requesting, pool.growth = False, 1
+        pool.refusals += 1
+        if pool.executors:
+            self._pause_growth(pool, now_s)
+        elif isinstance(error, NoCapacityError) and pool.refusals == 1:
+            self._release_idle_elsewhere(pool)
+            self._request(pool, 1, QUEUE_WAIT_S)
+        elif isinstance(error, SiteUnavailableError) and pool.refusals < SITE_ATTEMPTS_MAX:
+            self._pause_growth(pool, now_s)
+        else:
+            self._fail_queue(pool, error)
+
+    def lost(self, executor: Executor, now_s: float) -> None:
+        """Its process is gone. What may have run is examined; what cannot have begun goes elsewhere."""
+        pool = executor.pool
+        if pool.executors.pop(executor.name, None) is None:
+            return
+        calls = list(executor.inflight.values())
+        begun = calls if pool.sticky else calls[:1]
+        for call in reversed(calls[len(begun) :]):
+            self._put_back(call)
+        for call in begun:
+            if call.abandoned:
+                self._finish(call)
+            else:
+                self._examine(executor, call)
+        executor.inflight = {call.number: call for call in begun}
+        self.effects.append(Release(executor))
+        self._assign(pool, now_s)
+
+    def explained(self, call: Call, error: BaseException, now_s: float) -> None:
+        """The site said why the executor of an examined call died."""
+        if call.state is not State.EXAMINED:
+            return
+        if call.pool.sticky:
+            call.pool.broken = error
+            self._fail_queue(call.pool, error)
+            self._settle(call, error)
+        elif isinstance(error, EvictedError) and call.replayable:
+            self._put_back(call)
+        else:
+            self._retry_or_settle(call, error, now_s)
+        self._assign(call.pool, now_s)
+
+    def drained(self, executor: Executor) -> None:
+        """Its lease will end soon: send it nothing more."""
+        executor.draining = True
+        self._retire_if_drained(executor)
+
+    # time ------------------------------------------------------------------------
+    def next_timer_s(self) -> float:
+        return self._timers[0][0] if self._timers else NEVER
+
+    def tick(self, now_s: float) -> None:
+        while self._timers and self._timers[0][0] <= now_s:
+            _, _, due, target = heapq.heappop(self._timers)
+            if isinstance(target, Call):
+                self._call_due(due, target, now_s)
+            elif isinstance(target, Executor):
+                self._idle_due(target, now_s)
+            elif isinstance(target, Pool):
+                self._assign(target, now_s)
+
+    def _call_due(self, due: _Due, call: Call, now_s: float) -> None:
+        if due is _Due.KILL:
+            self._kill_due(call, now_s)
+        elif due is _Due.RETRY and call.state is State.WAITING:
+            call.state = State.QUEUED
+            call.pool.queue.append(call)
+            self._assign(call.pool, now_s)
+        elif due is _Due.DEADLINE and call.state is not State.SETTLED and not call.abandoned:
+            self._withdraw(call, b"timeout", now_s)
+            late_s = now_s - call.deadline_s
+            self.effects.append(Settle(call, CallTimeoutError(f"timeout_s passed {late_s * 1e3:.0f} ms ago")))
+
+    def _kill_due(self, call: Call, now_s: float) -> None:
+        for executor in call.pool.executors.values():
+            if call.number in executor.inflight:
+                if next(iter(executor.inflight)) == call.number:
+                    self.effects.append(Kill(executor))
+                self._at(now_s + KILL_GRACE_S, _Due.KILL, call)
+
+    def _idle_due(self, executor: Executor, now_s: float) -> None:
+        pool = executor.pool
+        if executor.name not in pool.executors:
+            return
+        limit_s = IDLE_S if len(pool.executors) > 1 else LAST_IDLE_S
+        if not (executor.inflight or executor.claimed or pool.sticky) and now_s - executor.last_s >= limit_s:
+            self._release(executor)
+            return
+        self._at(max(executor.last_s + limit_s, now_s + IDLE_S / 2), _Due.IDLE, executor)
+
+    # inside ------------------------------------------------------------------------
+    def _assign(self, pool: Pool, now_s: float) -> None:
+        queue = pool.queue
+        while queue:
+            executor = self._roomiest(pool)
+            if executor is None:
+                break
+            call = queue.popleft()
+            call.state, call.sent_s = State.SENT, now_s
+            executor.inflight[call.number] = call
+            self.effects.append(Send(executor, call))
+        if queue:
+            self._grow(pool, now_s)
+
+    def _roomiest(self, pool: Pool) -> Executor | None:
+        best: Executor | None = None
+        for executor in pool.executors.values():
+            held = len(executor.inflight) + executor.claimed
+            if not executor.draining and held < executor.window:
+                if held == 0:
+                    return executor
+                if best is None or held < len(best.inflight):
+                    best = executor
+        return best
+
+    def _grow(self, pool: Pool, now_s: float) -> None:
+        room = pool.limit - len(pool.executors)
+        if (
+            pool.requesting
+            or room <= 0
+            or now_s < pool.grow_after_s
+            or self._backlog_s(pool) < GROW_BACKLOG_S
+        ):
+            return
+        self._request(pool, min(room, pool.growth, len(pool.queue)), 0.0)
+
+    def _backlog_s(self, pool: Pool) -> float:
+        known = [executor.service_s for executor in pool.executors.values() if executor.service_s]
+        if not known:
+            return NEVER
+        return len(pool.queue) * sum(known) / len(known) / len(pool.executors)
+
+    def _request(self, pool: Pool, leases: int, wait_s: float) -> None:
+        pool.requesting = True
+        self.effects.append(Request(pool, leases, wait_s))
+
+    def _pause_growth(self, pool: Pool, now_s: float) -> None:
+        pool.grow_after_s = now_s + pool.pause_s
+        pool.pause_s = min(2 * pool.pause_s, GROW_PAUSE_S_MAX)
+        self._at(pool.grow_after_s, _Due.GROW, pool)
+
+    def _release_idle_elsewhere(self, pool: Pool) -> None:
+        for other in self.pools.values():
+            if other is not pool and not other.sticky:
+                for executor in [
+                    one for one in other.executors.values() if not (one.inflight or one.claimed)
+                ]:
+                    self._release(executor)
+
+    def _retire_if_drained(self, executor: Executor) -> None:
+        if executor.draining and not executor.inflight and executor.name in executor.pool.executors:
+            self._release(executor)
+
+    def _release(self, executor: Executor) -> None:
+        del executor.pool.executors[executor.name]
+        self.effects.append(Release(executor))
+
+    def _measure(self, executor: Executor, call: Call, now_s: float) -> None:
+        """Service time from the gap between answers; rises fast and falls slowly, so that windows shrink in
+        time.
+        """
+        sample_s = now_s - max(executor.last_s, call.sent_s)
+        executor.last_s = now_s
+        weight = 0.5 if sample_s > executor.service_s else 0.2
+        known_s = executor.service_s or sample_s
+        executor.service_s = max(known_s + weight * (sample_s - known_s), 1e-7)
+        executor.window = max(1, min(WINDOW_MAX, int(PREFETCH_S / executor.service_s)))
+        self._retire_if_drained(executor)
+
+    def _withdraw(self, call: Call, reason: bytes, now_s: float) -> None:
+        if call.state is State.SENT:
+            call.abandoned = True
+            self.abandoned += 1
+            self._at(now_s + KILL_GRACE_S, _Due.KILL, call)
+            for executor in call.pool.executors.values():
+                if call.number in executor.inflight:
+                    self.effects.append(Interrupt(executor, call, reason))
+            self.outstanding -= 1
+            return
+        if call.state is State.QUEUED:
+            call.pool.queue.remove(call)
+        self._finish(call)
+
+    def _put_back(self, call: Call) -> None:
+        if call.abandoned:
+            self._finish(call)
+        elif call.pool.broken is not None or (call.pool.sticky or not call.replayable):
+            self._settle(call, call.pool.broken or EvictedError("the lease of this call was taken back"))
+        else:
+            call.state = State.QUEUED
+            call.pool.queue.appendleft(call)
+
+    def _examine(self, executor: Executor, call: Call) -> None:
+        call.state = State.EXAMINED
+        self.effects.append(Examine(executor, call))
+
+    def _retry_or_settle(self, call: Call, error: BaseException, now_s: float) -> None:
+        again = call.attempts < call.retry.max and isinstance(error, call.retry.on)
+        if call.abandoned or not again or not call.replayable:
+            self._settle(call, error)
+            return
+        backoff_s = min(call.retry.backoff_s * 2**call.attempts, RETRY_BACKOFF_S_MAX)
+        call.attempts += 1
+        call.state = State.WAITING
+        self._at(now_s + backoff_s, _Due.RETRY, call)
+
+    def _fail_queue(self, pool: Pool, error: BaseException) -> None:
+        pool.refusals = 0
+        while pool.queue:
+            self._settle(pool.queue.popleft(), error)
+
+    def _settle(self, call: Call, error: BaseException) -> None:
+        if self._finish(call):
+            self.effects.append(Settle(call, error))
+
+    def _finish(self, call: Call) -> bool:
+        """Close the books on a call. False: it was settled before."""
+        if call.state is State.SETTLED:
+            return False
+        call.state = State.SETTLED
+        if call.abandoned:
+            self.abandoned -= 1
+        else:
+            self.outstanding -= 1
+        return not call.abandoned
+
+    def _at(self, when_s: float, due: _Due, target: object) -> None:
+        heapq.heappush(self._timers, (when_s, next(self._order), due, target))

@@ -1,0 +1,351 @@
+"""A Site: the one object through which functions run elsewhere.
+
+`call` is the shortest path and is written out in one place, because what stands between it and the fabric is
+what isthmus costs. Everything else goes through the scheduler (`dispatch.py`) and its shell (`progress.py`).
+Not here: maps, streams, actors, groups, durable calls (one module each).
+"""
+
+import atexit
+import dataclasses
+import os
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from time import monotonic, perf_counter
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from isthmus.core.api import BillRow
+from isthmus.core.errors import FabricError, InvalidRequestError, PeerLostError
+from isthmus.core.ids import CallId
+from isthmus.core.model import Lease
+from isthmus.core.settings import ClientSettings
+from isthmus.fabric.channels import Frame
+from isthmus.fabric.frames import Kind
+from isthmus.sdk import environment
+from isthmus.sdk.actors import Actor
+from isthmus.sdk.calls import Payload, Plan
+from isthmus.sdk.control import Control
+from isthmus.sdk.dispatch import NEVER, Call, Executor
+from isthmus.sdk.durable import DurableCalls
+from isthmus.sdk.function import FunctionSpec, Retry
+from isthmus.sdk.futures import Future
+from isthmus.sdk.groups import Group
+from isthmus.sdk.latency import HOT_GAP_S, LatencyReport
+from isthmus.sdk.links import Link
+from isthmus.sdk.mapping import MapOptions, Mapping
+from isthmus.sdk.plans import Plans
+from isthmus.sdk.progress import Engine
+from isthmus.sdk.streaming import Inbox, Stream
+from isthmus.sdk.supply import Supply
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_RESULT = int(Kind.RESULT)
+_STREAM_KINDS = ("generator", "asyncgen")
+_open_sites: "weakref.WeakSet[Site]" = weakref.WeakSet()
+
+
+class _Dash:
+    """A function bound to an executor for the shortest path."""
+
+    __slots__ = ("call", "deadline_ns", "decode", "encode", "executor", "link", "number", "plan")
+
+    def __init__(self, plan: Plan, executor: Executor, link: Link) -> None:
+        self.plan = plan
+        self.executor = executor
+        self.link = link
+        self.call = link.channel.call
+        self.number = plan.definition.number
+        self.encode, self.decode = plan.encode, plan.decode
+        self.deadline_ns = int(plan.spec.timeout_s * 1e9) if plan.spec.timeout_s else 0
+
+
+class Site:
+    """Runs functions on leased cores. Made by `isthmus.connect()`; its leases end with `close()`."""
+
+    def __init__(
+        self,
+        control: Control,
+        supply: Supply,
+        settings: ClientSettings,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self._control = control
+        self._engine = Engine(supply, settings)
+        self._spin_s = settings.spin_s
+        self._dashes: dict[int, _Dash] = {}
+        dashes = self._dashes
+        self._plans = Plans(self._engine, environment.capture(), lambda key: dashes.pop(key, None))
+        self._durable = DurableCalls(control)
+        self._dropped = weakref.finalize(self, _retire, self._engine, control, on_close)
+        self._dropped.atexit = False
+        self._on_close = on_close
+        _open_sites.add(self)
+
+    # calling ------------------------------------------------------------------------
+    def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run `fn(*args, **kwargs)` on an executor and give its value. The shortest path: microseconds when
+        hot.
+        """
+        dash = self._dashes.get(id(fn))
+        if dash is None:
+            return self._call_slowly(fn, args, kwargs)
+        meta, data = dash.encode(args, kwargs)
+        engine, executor = self._engine, dash.executor
+        if executor.inflight or not dash.link.open or engine.guests or not engine.take_baton_to_dash():
+            return self._call_slowly(fn, args, kwargs)
+        engine.dashing = executor.claimed = True
+        number = next(engine.numbers)
+        began_s = perf_counter()
+        try:
+            frame = dash.call(number, dash.number, meta, data, dash.deadline_ns, self._spin_s, self._spin_s)
+        except PeerLostError:
+            frame = None
+        except BaseException:
+            _stop(dash.link, number)
+            raise
+        finally:
+            engine.dashing = executor.claimed = False
+            engine.baton.release()
+        if frame is None or frame.kind != _RESULT:
+            value: R = self._finish_slowly(dash, number, frame, Payload(dash.plan, meta, data), began_s)
+            return value
+        ended_s = perf_counter()
+        (engine.hot if began_s - executor.last_s < HOT_GAP_S else engine.warm)(ended_s - began_s)
+        executor.last_s = ended_s
+        return dash.decode(frame.meta, frame.data)  # type: ignore[no-any-return]
+
+    def submit(
+        self, fn: Callable[..., R], /, *args: Any, durable: bool = False, idempotency_key: str = "",
+        timeout_s: float | None = None, retries: Retry | None = None, **kwargs: Any,
+    ) -> Future[R]:  # fmt: skip
+        """Start `fn(*args, **kwargs)` on an executor and give its future.
+
+        durable          the site keeps the call: it survives this client and is run at least once; see
+        `result` idempotency_key  the same key names the same durable call, whoever submits it again
+        timeout_s        from now until the result; overrides the function's own, like `retries`
+        """
+        plan = self._plan(fn)
+        spec = plan.spec
+        if timeout_s is not None:
+            spec = dataclasses.replace(spec, timeout_s=timeout_s)
+        if retries is not None:
+            spec = dataclasses.replace(spec, retries=retries)
+        if durable or idempotency_key:
+            return self._durable.submit(
+                plan, spec, self._plans.request(spec, ""), (args, kwargs), idempotency_key
+            )
+        return self.start(plan, spec, args, kwargs)
+
+    def result(self, call_id: str, timeout_s: float | None = None) -> Any:
+        """The value of a durable call, or its exception; from any process with this tenant's key."""
+        return self._durable.future(CallId(call_id)).result(timeout_s=timeout_s)
+
+    def map(
+        self, fn: Callable[..., R], /, *iterables: Iterable[Any], ordered: bool = True, chunk: int | None = None,
+        progress: bool = False, return_exceptions: bool = False,
+    ) -> Iterator[R]:  # fmt: skip
+        """Run fn over the items, as many at once as there are executors; lazily, in bounded memory.
+
+        ordered            results in the order of the items, else as they come
+        chunk              items per call; None adapts it to the measured time of an item
+        progress           show a bar on the terminal
+        return_exceptions  yield a failed item's exception in its place; else MapError after the last result
+        """
+        options = MapOptions(
+            ordered=ordered, chunk=chunk, progress=progress, return_exceptions=return_exceptions
+        )
+        plan = self._plan(fn)
+        whole = (
+            plan.spec.retries.max == 0 and plan.spec.timeout_s is None and plan.definition.kind == "function"
+        )
+        return Mapping(self, plan, self._plans.of_chunk(fn) if whole else None, iterables, options).run()
+
+    def stream(
+        self, fn: Callable[..., Iterator[R] | AsyncIterator[R]], /, *args: Any, **kwargs: Any
+    ) -> Stream[R]:
+        """Run a generator function elsewhere: iterate the items with `for` or `async for`; closing cancels
+        it.
+        """
+        plan = self._plans.of(fn)
+        payload = Payload(plan, *plan.encode(args, kwargs))
+        payload.items = inbox = Inbox()
+        call = self._new_call(plan, plan.spec, payload)
+        stream: Stream[R] = Stream(self._engine, self._attach_future(call, payload), inbox)
+        self._engine.submit(call)
+        return stream
+
+    def actor(self, cls: Callable[..., object], /, *args: Any, **kwargs: Any) -> Actor:
+        """Make an instance of a class in an executor of its own; the handle's methods give futures."""
+        return Actor(self._engine, self._plans, cls, (args, kwargs))
+
+    def group(self, fn: Callable[..., R], /, size: int) -> Callable[..., list[R]]:
+        """`group(fn, size=4)(*args)`: run fn on 4 executors that start together; a list of results by rank.
+
+        fn gets an `isthmus.Context` as its first argument: rank, size and collectives between them.
+        """
+        return Group(self, self._engine, self._plans, fn, size)
+
+    # seeing ------------------------------------------------------------------------
+    def bill(self) -> list[BillRow]:
+        """Core-seconds of this tenant so far, by lease class."""
+        return self._control.bill()
+
+    def leases(self) -> list[Lease]:
+        """The leases this client holds now."""
+        mine = frozenset(self._engine.keeper.leases())
+        return [lease for lease in self._control.leases() if lease.lease in mine]
+
+    def latency(self) -> LatencyReport:
+        """What calls of this client took: cold, warm, hot."""
+        return self._engine.latencies.report()
+
+    @property
+    def url(self) -> str:
+        return self._control.url
+
+    @property
+    def usable(self) -> bool:
+        """Open, and opened by this process (not by the parent of a fork)."""
+        return not self._engine.closed and not self._engine.forked
+
+    # life ------------------------------------------------------------------------
+    def close(self) -> None:
+        """Cancel what is outstanding and give all leases back. Idempotent."""
+        if self._dropped.detach() is not None:
+            self._dashes.clear()
+            self._durable.close()
+            _shut(self._engine, self._control, self._on_close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # for the other modules of the sdk ------------------------------------------------------------------------
+    def start(
+        self, plan: Plan, spec: FunctionSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Any]:
+        """One call through the scheduler. Raises CodecError when an argument cannot travel."""
+        payload = Payload(plan, *plan.encode(args, kwargs))
+        call = self._new_call(plan, spec, payload)
+        future = self._attach_future(call, payload)
+        self._engine.submit(call)
+        return future
+
+    def drive_until(
+        self, done: Callable[[], bool], deadline_s: float | None, rest: Callable[[float], None]
+    ) -> None:
+        self._engine.drive_until(done, deadline_s, rest)
+
+    def _plan(self, fn: Any) -> Plan:
+        plan = self._plans.of(fn)
+        if plan.definition.kind in _STREAM_KINDS:
+            raise InvalidRequestError(f"{plan.definition.name} is a generator function; use site.stream(...)")
+        return plan
+
+    # the longer path ------------------------------------------------------------------------
+    def _call_slowly(self, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        plan = self._plan(fn)
+        cold = not plan.pool.executors
+        began_s = perf_counter()
+        value: R = _wait(self.start(plan, plan.spec, args, kwargs))
+        if cold:
+            self._engine.cold(perf_counter() - began_s)
+        self._bind_dash(fn, plan)
+        return value
+
+    def _finish_slowly(
+        self, dash: _Dash, number: int, frame: Frame | None, payload: Payload, began_s: float
+    ) -> Any:
+        """Not answered within the spin, or not by a result: from here on it is an ordinary call."""
+        call = self._new_call(dash.plan, dash.plan.spec, payload, number, began_s)
+        future = self._attach_future(call, payload)
+        self._engine.adopt(call, dash.executor)
+        if frame is not None:
+            self._engine.receive(frame)
+        return _wait(future)
+
+    def _new_call(
+        self, plan: Plan, spec: FunctionSpec, payload: Payload, number: int = 0, sent_s: float = 0.0
+    ) -> Call:
+        deadline_s = NEVER if spec.timeout_s is None else (sent_s or monotonic()) + spec.timeout_s
+        return Call(
+            number or next(self._engine.numbers), plan.pool, payload, spec.retries, deadline_s, sent_s=sent_s
+        )
+
+    def _attach_future(self, call: Call, payload: Payload) -> Future[Any]:
+        future: Future[Any] = Future(self._engine)
+        future.call, payload.future = call, future
+        return future
+
+    def _bind_dash(self, fn: Any, plan: Plan) -> None:
+        """Prepare the shortest path for the next call of this function, if it has one."""
+        known = self._dashes.get(id(fn))
+        if (known is not None and known.link.open and not known.executor.inflight) or not self._plans.keeps(
+            fn
+        ):
+            return
+        for executor in list(plan.pool.executors.values()):
+            link = executor.link
+            assert isinstance(link, Link)
+            if link.open and not executor.inflight and plan.definition.number in link.defined:
+                self._dashes[id(fn)] = _Dash(plan, executor, link)
+                return
+
+
+def _wait(future: Future[Any]) -> Any:
+    """The outcome of a call that nobody else will wait for: it is cancelled when the wait is interrupted."""
+    try:
+        return future.result()
+    except BaseException:
+        if not future.done():
+            future.cancel()
+        raise
+    finally:
+        del future  # its traceback would keep it, and what it holds, alive
+
+
+def _stop(link: Link, number: int) -> None:
+    try:
+        link.interrupt(number, b"cancel")
+    except FabricError:
+        return  # gone, and the call with it
+
+
+def _retire(engine: Engine, control: Control, on_close: Callable[[], None] | None) -> None:
+    """The user dropped the Site: its last calls may still end, then everything is given back."""
+    engine.retire(lambda: _after(control, on_close))
+
+
+def _shut(engine: Engine, control: Control, on_close: Callable[[], None] | None) -> None:
+    engine.close()
+    _after(control, on_close)
+
+
+def _after(control: Control, on_close: Callable[[], None] | None) -> None:
+    control.close()
+    if on_close is not None:
+        on_close()
+
+
+def _close_all() -> None:
+    for site in list(_open_sites):
+        site.close()
+
+
+def _forget_all() -> None:
+    """In a forked child: nothing of the parent's may be used, or given back, from here."""
+    for site in list(_open_sites):
+        site._engine.forked = True
+        site._dashes.clear()
+        site._dropped.detach()
+    _open_sites.clear()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_forget_all)
