@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from isthmus.fabric.codec import (
 )
 from isthmus.fabric.frames import Hello, Kind
 from isthmus.node import messages
+from isthmus.node.hosting import short_directory
+from isthmus.node.isolation import groups, state_tag
 from isthmus.node.messages import (
     AgentHello,
     AnyMessage,
@@ -194,9 +197,7 @@ def token(lease: str, expires_in_s: float = 60.0) -> str:
 
 
 def hello(lease: str, **fields: Any) -> Hello:
-    return Hello(
-        **{"token": token(lease), "python": python_version(), "isthmus": ISTHMUS_VERSION, **fields}
-    )
+    return Hello(**{"token": token(lease), "python": python_version(), "isthmus": ISTHMUS_VERSION, **fields})
 
 
 class Client:
@@ -275,3 +276,35 @@ class Client:
 
 def ended(site: Site, lease: str) -> LeaseEnded:
     return site.wait_report(LeaseEnded, lease=lease)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def running_node(state: Path, **settings: Any) -> Iterator[tuple[Site, Agent]]:
+    """A site and its agent; leaves no process, cgroup or socket behind, and checks that."""
+    site = Site(secrets.token_bytes(32), orphan_s=settings.pop("orphan_s", 0.0))
+    agent = Agent(site, state, **settings)
+    try:
+        site.wait(lambda: site.hellos)
+        yield site, agent
+    finally:
+        if agent.process.poll() is None:
+            agent.stop()
+        site.close()
+    assert remains(state) == []
+
+
+def remains(state: Path) -> list[str]:
+    """What an agent that ended in order may not leave: cgroups, sockets, lease directories, processes."""
+    found = [
+        str(path) for base in groups.mounts().values() for path in base.rglob(f"isthmus-{state_tag(state)}-*")
+    ]
+    found += [str(path) for path in (state / "leases").iterdir()]
+    found += [str(path) for path in short_directory(state).glob("*")]
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = cmdline.read_bytes()
+        except OSError:
+            continue
+        if str(state).encode() in words:
+            found.append(f"process {cmdline.parent.name}")
+    return found

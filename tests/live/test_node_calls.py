@@ -1,0 +1,405 @@
+"""What an executor does with calls of every kind, and with functions that misbehave."""
+
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from tests.live.node_peer import (
+    Client,
+    Site,
+    ended,
+    hello,
+    running_node,
+    start_lease,
+    token,
+)
+
+import isthmus.fabric
+from isthmus.core.errors import (
+    CallCancelledError,
+    CallTimeoutError,
+    CodecError,
+    EvictedError,
+    FunctionLoadError,
+    HandshakeError,
+    TokenError,
+)
+from isthmus.core.model import EndReason
+from isthmus.fabric.frames import CODEC_VERSION, FRAME_VERSION, Kind
+from isthmus.node.messages import DrainLease, EndLease, ExecutorEnded, Heartbeat, ReadLog
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with running_node(tmp_path_factory.mktemp("node")) as (site, _):
+        yield site
+
+
+_numbers = iter(range(10**6))
+
+
+@pytest.fixture
+def lease(site: Site) -> Iterator[str]:
+    name = f"ls_{next(_numbers)}"
+    start_lease_address[name] = start_lease(site, name).address
+    yield name
+    site.done(EndLease, lease=name, reason=EndReason.RELEASED)
+    ended(site, name)
+
+
+start_lease_address: dict[str, str] = {}
+
+
+@pytest.fixture
+def client(lease: str) -> Iterator[Client]:
+    with Client(start_lease_address[lease], lease) as client:
+        yield client
+
+
+def test_a_function_is_called_with_its_arguments_and_gives_its_result(client: Client) -> None:
+    join = client.define(lambda *parts, end="": "-".join(parts) + end)
+    assert client.call(join, "a", "b", end="!") == "a-b!"
+
+
+def test_arrays_travel_both_ways(client: Client) -> None:
+    double = client.define(lambda array: array * 2)
+    array = np.arange(200_000, dtype=np.float64)
+    np.testing.assert_array_equal(client.call(double, array), array * 2)
+
+
+def test_calls_sent_at_once_are_answered_in_order(client: Client) -> None:
+    same = client.define(lambda value: value)
+    calls = [client.start(same, number) for number in range(200)]
+    assert [client.result(call) for call in calls] == list(range(200))
+
+
+def test_an_exception_comes_back_as_itself_with_the_remote_traceback(client: Client) -> None:
+    def fail() -> None:
+        raise KeyError("nothing here")
+
+    with pytest.raises(KeyError, match="nothing here") as caught:
+        client.call(client.define(fail))
+    remote = str(caught.value.__cause__)
+    assert "in fail" in remote
+    assert "serving.py" not in remote
+
+
+def test_a_result_that_cannot_travel_is_a_codec_error(client: Client) -> None:
+    with pytest.raises(CodecError):
+        client.call(client.define(threading.Lock))
+
+
+def test_keyboard_interrupt_travels_as_an_error(client: Client) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        client.call(client.define(interrupt))
+    assert client.call(client.define(lambda: 1)) == 1
+
+
+def test_a_function_whose_module_is_missing_fails_at_each_call(client: Client) -> None:
+    # a pickle that imports a module nobody has
+    function = client.define(None, name="lost", kind="function")
+    broken = b"\x80\x05\x8c\x0bno_such_modX\x8c\x01f\x93."[:0] + b"cno_such_module\nf\n."
+    header = isthmus.fabric.codec.encode_header(isthmus.fabric.codec.FunctionHeader(name="lost"))
+    client.channel.send(Kind.DEFINE, 0, function, header, [broken])
+    for _ in range(2):
+        with pytest.raises(FunctionLoadError, match="no_such_module"):
+            client.call(function)
+
+
+def test_a_call_of_an_undefined_function_is_refused_by_name(client: Client) -> None:
+    with pytest.raises(FunctionLoadError, match="no function 77"):
+        client.call(77)
+
+
+def test_coroutines_share_one_loop_that_lives_between_calls(client: Client) -> None:
+    async def loop_id() -> int:
+        await asyncio.sleep(0)
+        return id(asyncio.get_running_loop())
+
+    function = client.define(loop_id)
+    assert client.call(function) == client.call(function)
+
+
+def test_a_generator_sends_no_more_than_its_credits(client: Client) -> None:
+    def count(limit: int) -> Iterator[int]:
+        yield from range(limit)
+
+    call = client.start(client.define(count), 10, credits=3)
+    client.frame(call), client.frame(call), client.frame(call)
+    assert client.domain.poll(0.2) is None
+    client.send(Kind.YIELD, call, 0, b"", [], credits=3)
+    assert list(client.items(call, 3)) == list(range(3, 10))
+
+
+def test_a_generator_that_is_cancelled_is_closed(client: Client, site: Site, lease: str) -> None:
+    def forever() -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            print("closed")
+
+    call = client.start(client.define(forever), credits=1)
+    client.frame(call)
+    client.cancel(call)
+    with pytest.raises(CallCancelledError):
+        list(client.items(call, 1))
+    assert "closed" in site.done(ReadLog, lease=lease, offset=0).text
+
+
+def test_an_asynchronous_generator_streams(client: Client) -> None:
+    async def count(limit: int):  # type: ignore[no-untyped-def]
+        for number in range(limit):
+            await asyncio.sleep(0)
+            yield number
+
+    assert list(client.items(client.start(client.define(count), 50, credits=8), 8)) == list(range(50))
+
+
+def test_an_actor_keeps_state_enters_once_and_exits_once(site: Site, lease: str) -> None:
+    class Counter:
+        def __init__(self, start: int) -> None:
+            self.value = start
+
+        def enter(self) -> None:
+            print("enter")
+
+        def leave(self) -> None:
+            print("exit")
+
+        async def add(self, step: int) -> int:
+            self.value += step
+            return self.value
+
+        def count(self) -> Iterator[int]:
+            yield from range(self.value)
+
+    Counter.enter.__isthmus_enter__ = True  # type: ignore[attr-defined]
+    Counter.leave.__isthmus_exit__ = True  # type: ignore[attr-defined]
+    with Client(start_lease_address[lease], lease) as client:
+        counter = client.define(Counter)
+        client.call(counter, "__init__", 1)
+        assert client.call(counter, "add", 2) == 3
+        assert list(client.items(client.start(counter, "count"), 16)) == [0, 1, 2]
+    site.wait(lambda: "exit" in site.done(ReadLog, lease=lease, offset=0).text)
+    assert site.done(ReadLog, lease=lease, offset=0).text == "enter\nexit\n"
+
+
+def test_a_native_symbol_is_called(client: Client) -> None:
+    function = client.define(
+        None, name="native", kind="native", library="/no/such/library.so", symbol="f", result_bytes_max=8
+    )
+    with pytest.raises(FunctionLoadError, match="/no/such/library.so"):
+        client.call(function)
+
+
+def _sleep() -> None:
+    time.sleep(60)
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+async def _await() -> None:
+    await asyncio.sleep(60)
+
+
+def _block_in_c() -> None:
+    threading.Event().wait(60)
+
+
+@pytest.mark.parametrize(
+    "function", [_sleep, _spin, _await, _block_in_c], ids=lambda f: f.__name__.strip("_")
+)
+@pytest.mark.parametrize(
+    ("reason", "error"), [(b"cancel", CallCancelledError), (b"timeout", CallTimeoutError)]
+)
+def test_a_running_call_is_interrupted(client: Client, function: object, reason: bytes, error: type) -> None:
+    call = client.start(client.define(function))
+    after = client.start(client.define(lambda: "next"))
+    _await_running(client)
+    started_s = time.monotonic()
+    client.cancel(call, reason)
+    with pytest.raises(error):
+        client.result(call)
+    assert time.monotonic() - started_s < 2
+    assert client.result(after) == "next"
+
+
+def _await_running(client: Client) -> None:
+    """Frames have been handed over once the domain has nothing more to do; the executor needs a moment more."""
+    client.domain.poll(0.1)
+
+
+def test_a_queued_call_is_cancelled_without_running(client: Client, site: Site, lease: str) -> None:
+    slow = client.define(lambda: time.sleep(0.5))
+    loud = client.define(lambda: print("ran"))
+    first, queued = client.start(slow), client.start(loud)
+    client.cancel(queued)
+    with pytest.raises(CallCancelledError):
+        client.result(queued)
+    client.result(first)
+    assert site.done(ReadLog, lease=lease, offset=0).text == ""
+
+
+def test_finally_blocks_run_when_a_call_is_cancelled(client: Client, site: Site, lease: str) -> None:
+    def careful() -> None:
+        with contextlib.suppress(Exception):
+            try:
+                time.sleep(60)
+            finally:
+                print("cleaned up")
+
+    call = client.start(client.define(careful))
+    _await_running(client)
+    client.cancel(call)
+    with pytest.raises(CallCancelledError):
+        client.result(call)
+    assert site.done(ReadLog, lease=lease, offset=0).text == "cleaned up\n"
+
+
+def test_a_client_that_goes_away_frees_the_executor(lease: str) -> None:
+    with Client(start_lease_address[lease], lease) as first:
+        first.start(first.define(_sleep))
+        _await_running(first)
+    with Client(start_lease_address[lease], lease) as second:
+        assert second.result(second.start(second.define(lambda: 2)), timeout_s=5) == 2
+
+
+def test_a_draining_lease_refuses_calls_as_evicted(client: Client, site: Site, lease: str) -> None:
+    function = client.define(lambda: 1)
+    assert client.call(function) == 1
+    site.done(DrainLease, lease=lease, grace_s=1.0)
+    with pytest.raises(EvictedError):
+        client.call(function)
+
+
+def test_a_child_that_a_function_forks_does_not_answer_in_its_place(client: Client) -> None:
+    def fork() -> int:
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+        return os.getpid()
+
+    function = client.define(fork)
+    call = client.start(function)
+    pid = client.result(call)
+    assert client.call(client.define(os.getpid)) == pid
+
+
+def test_multiprocessing_works_inside_a_function(client: Client) -> None:
+    def parallel() -> list[int]:
+        import multiprocessing
+
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            return pool.map(abs, [-1, -2])
+
+    assert client.call(client.define(parallel)) == [1, 2]
+
+
+def test_threads_that_a_function_leaves_behind_live_on(client: Client) -> None:
+    def leak() -> None:
+        threading.Thread(target=time.sleep, args=(60,)).start()
+
+    client.call(client.define(leak))
+    assert client.call(client.define(threading.active_count)) >= 3
+
+
+def test_output_of_functions_and_their_children_is_captured(client: Client, site: Site, lease: str) -> None:
+    def speak() -> None:
+        print("to stdout")
+        print("to stderr", file=sys.stderr)
+        os.system("echo from a child")
+
+    client.call(client.define(speak))
+    log = site.done(ReadLog, lease=lease, offset=0)
+    assert log.text == "to stdout\nto stderr\nfrom a child\n"
+    assert site.done(ReadLog, lease=lease, offset=log.next_offset).text == ""
+
+
+def test_calls_are_metered_by_function(client: Client, site: Site, lease: str) -> None:
+    good, bad = client.define(lambda: time.sleep(0.01), name="good"), client.define(lambda: 1 / 0, name="bad")
+    for _ in range(3):
+        client.call(good)
+    with pytest.raises(ZeroDivisionError):
+        client.call(bad)
+
+    def metered() -> bool:
+        heartbeats = [report for report in site.reports if isinstance(report, Heartbeat)]
+        reports = [report for report in heartbeats[-1].leases if report.lease == lease] if heartbeats else []
+        uses = {use.name: (use.calls, use.errors) for report in reports for use in report.functions}
+        return uses == {"good": (3, 0), "bad": (1, 1)} and reports[0].usage.busy_s >= 0.03
+
+    site.wait(metered)
+
+
+def test_two_clients_have_function_tables_of_their_own(client: Client, lease: str) -> None:
+    one = client.define(lambda: "first")
+    with Client(start_lease_address[lease], lease) as other:
+        two = other.define(lambda: "second")
+        assert one == two
+        assert (client.call(one), other.call(two)) == ("first", "second")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "both"),
+    [
+        ("python", "cpython-2.7", ("cpython-2.7", "cpython-3")),
+        ("codec_version", 99, ("99", str(CODEC_VERSION))),
+        ("frame_version", 98, ("98", str(FRAME_VERSION))),
+    ],
+)
+def test_a_client_of_another_version_is_told_both(
+    lease: str, field: str, value: object, both: tuple[str, str]
+) -> None:
+    domain = isthmus.fabric.open_domain("sockets")
+    try:
+        with pytest.raises(HandshakeError) as refused:
+            domain.connect(start_lease_address[lease], hello(lease, **{field: value}))
+        assert all(version in str(refused.value) for version in both)
+    finally:
+        domain.close()
+
+
+@pytest.mark.parametrize("kind", ["forged", "expired", "foreign"])
+def test_a_bad_token_is_refused(lease: str, kind: str) -> None:
+    tokens = {"forged": "x.y", "expired": token(lease, -1.0), "foreign": token("ls_other")}
+    domain = isthmus.fabric.open_domain("sockets")
+    try:
+        with pytest.raises(TokenError):
+            domain.connect(start_lease_address[lease], hello(lease, token=tokens[kind]))
+    finally:
+        domain.close()
+
+
+@pytest.mark.parametrize(
+    ("function", "detail"),
+    [
+        (lambda: sys.exit(3), "exit code 3"),
+        (lambda: os._exit(4), "exit code 4"),
+        (lambda: os.kill(os.getpid(), 11), "signal SIGSEGV"),
+        (lambda: os.abort(), "signal SIGABRT"),
+    ],
+    ids=["sys.exit", "os._exit", "segfault", "abort"],
+)
+def test_a_function_that_ends_its_process_ends_the_lease_with_the_reason(
+    site: Site, function: object, detail: str
+) -> None:
+    name = f"ls_{next(_numbers)}"
+    with Client(start_lease(site, name).address, name) as client:
+        call = client.start(client.define(function))
+        assert client.frame(call, 5).kind == Kind.LOST
+    died = site.wait_report(ExecutorEnded, lease=name)
+    assert (died.reason, died.detail) == (EndReason.EXITED, detail)
+    assert ended(site, name).reason == EndReason.EXITED
