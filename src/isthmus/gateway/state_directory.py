@@ -1,0 +1,69 @@
+"""A site's state directory: readable by its user only, held by one site at a time, and the notes left in it.
+
+lock         held (flock) by the running site, whose process id it names
+site.json    how local clients find it; only while it runs
+key          its own administrator key          site.key   signs lease tokens
+join.key     what agents prove they hold        *.sqlite3  ledger, keys, durable calls
+logs/        site.log (JSON lines)              leases/    pages and logs of leases, the agent's
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from isthmus.core.api import SiteFile
+from isthmus.core.discovery import SITE_FILE
+from isthmus.core.errors import SettingsError
+
+
+@contextlib.contextmanager
+def hold(state: Path) -> Iterator[None]:
+    """Make the directory ours until the block ends. Raises SettingsError when another site has it.
+
+    The lock is the kernel's, so a killed site never leaves it behind.
+    """
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state.chmod(0o700)
+        descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot use {state} as state directory: {error.strerror}; name another with --state"
+        ) from error
+    with os.fdopen(descriptor, "r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingsError(
+                f"another site (pid {lock.read().strip() or 'unknown'}) uses {state}; "
+                "stop it with `isthmus down` or name another directory with --state"
+            ) from error
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def announce(state: Path, site: SiteFile) -> None:
+    temporary = state / f".{SITE_FILE}"
+    temporary.write_bytes(msgspec.json.encode(site))
+    temporary.replace(state / SITE_FILE)
+
+
+def withdraw(state: Path) -> None:
+    (state / SITE_FILE).unlink(missing_ok=True)
+
+
+def last_port(state: Path) -> int:
+    """The port of the site that died here without withdrawing, so that its agent finds the next one there;
+    else 0.
+    """
+    try:
+        site = msgspec.json.decode((state / SITE_FILE).read_bytes(), type=SiteFile)
+        return int(site.url.rpartition(":")[2])
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return 0
