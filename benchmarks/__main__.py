@@ -42,7 +42,7 @@ _WATCH_S = 0.25
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     become_reaper()
-    chosen = set(options.only) or {*CLAIMS, "floors", *PEERS}
+    chosen = set(options.only) or {*CLAIMS, "floors", *(PEERS if options.peers else ())}
     run = report.Run(
         machine=machine.describe(),
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -124,7 +124,7 @@ def _tail(stderr: "tempfile._TemporaryFileWrapper[str]") -> str:
 def _reap(kill_at_once: bool) -> list[str]:
     """Wait for all descendants to end, then kill those that did not; gives the names of the killed."""
     patient_until_s = time.monotonic() + (0.0 if kill_at_once else _SETTLE_S)
-    while (alive := _descendants()) and time.monotonic() < patient_until_s:
+    while (alive := descendants(os.getpid())) and time.monotonic() < patient_until_s:
         _collect_exited()
         time.sleep(0.02)
     names = [f"process {_command(process_id)}" for process_id in alive]
@@ -135,7 +135,7 @@ def _reap(kill_at_once: bool) -> list[str]:
                 os.kill(process_id, signal.SIGKILL)
         _collect_exited()
         time.sleep(0.02)
-        alive = _descendants()
+        alive = descendants(os.getpid())
     return names
 
 
@@ -145,7 +145,7 @@ def _collect_exited() -> None:
             pass
 
 
-def _descendants() -> list[int]:
+def descendants(process_id: int) -> list[int]:
     """Living processes (no zombies) below this one."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -153,7 +153,7 @@ def _descendants() -> list[int]:
             state, parent = (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[:2]
             if state != "Z":
                 children.setdefault(int(parent), []).append(int(folder.name))
-    found, frontier = [], [os.getpid()]
+    found, frontier = [], [process_id]
     while frontier:
         below = children.get(frontier.pop(), [])
         found += below

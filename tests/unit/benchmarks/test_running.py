@@ -1,6 +1,7 @@
 """The runner against real subjects that misbehave: each in a process of its own, as in a real run."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def test_a_process_left_behind_is_killed_and_reported(subject, monkeypatch):
     leave = "import subprocess; subprocess.Popen(['sleep', '60'], stdout=2, start_new_session=True)"
     answer = run_subject(subject(f"{leave}\nprint({ANSWER!r})"), ())
     assert answer.litter == ("process sleep 60",)
-    assert running._descendants() == []
+    assert running.descendants(os.getpid()) == []
 
 
 def test_temporary_files_and_homes_of_a_subject_are_its_own_and_are_removed(subject):
