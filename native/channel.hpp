@@ -1,0 +1,85 @@
+// channel.hpp: what the engine knows about one peer, and what it keeps for one message in flight.
+// Invariant: every field is guarded by the engine's lock, except the atomics.
+#pragma once
+
+#include <ucp/api/ucp.h>
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "frame.hpp"
+#include "inbox.hpp"
+#include "pool.hpp"
+
+namespace isthmus {
+
+inline constexpr unsigned message_id = 7;  // of our UCX active messages
+
+// A C function that answers CALLs by itself; see channels.Domain.define_native for its contract.
+using NativeSymbol = std::int32_t (*)(const void* arguments, std::uint64_t arguments_bytes, void* result,
+                                      std::uint64_t* result_bytes);
+
+struct NativeFunction {
+    std::uint32_t function_id = 0;
+    NativeSymbol symbol = nullptr;
+    Buffer result;  // scratch for one result; calls never overlap
+};
+
+// A frame that came before its turn, or whose data is still on its way.
+struct Arrival {
+    Message message;
+    bool complete = false;
+};
+
+struct Channel {
+    Channel(std::uint32_t own_id, std::uint64_t own_key) : id(own_id), key(own_key) {}
+
+    const std::uint32_t id;
+    const std::uint64_t key;
+    std::uint32_t peer_id = 0;
+    std::uint64_t peer_key = 0;
+    ucp_ep_h endpoint = nullptr;
+    std::atomic<bool> alive{true};
+    std::atomic<bool> failed{false};  // UCX gave the endpoint up
+    bool closed = false;
+    bool recovers = true;
+    std::uint64_t sequence_out = 0;
+    std::uint64_t sequence_in = 0;
+    std::uint32_t sends_outstanding = 0;
+    std::map<std::uint64_t, std::unique_ptr<Arrival>> arrivals;  // by sequence number
+    std::vector<NativeFunction> functions;
+    std::string lost_because;
+};
+
+// One send in flight. UCX reads header and meta from here, and the data from `pieces`, until it is done.
+struct Sending {
+    static constexpr std::size_t meta_inline_bytes = 1024;
+    static constexpr std::size_t pieces_inline = 6;
+
+    FrameHeader header;
+    std::array<std::byte, meta_inline_bytes> meta;  // directly behind the header: both are one UCX header
+    std::array<ucp_dt_iov_t, pieces_inline> pieces{};
+    std::vector<ucp_dt_iov_t> more_pieces;
+    Buffer copy;
+    void* owner = nullptr;
+    std::uint32_t channel_id = 0;
+    class Engine* engine = nullptr;
+    Sending* next = nullptr;
+};
+static_assert(offsetof(Sending, meta) == sizeof(FrameHeader));
+
+// One rendezvous receive in flight.
+struct Receiving {
+    class Engine* engine = nullptr;
+    std::uint32_t channel_id = 0;
+    std::uint64_t sequence = 0;
+    Buffer payload;
+};
+
+}  // namespace isthmus
