@@ -54,6 +54,9 @@ FunctionKind = Literal["function", "async", "generator", "asyncgen", "actor", "n
 
 _PLAIN, _TREE, _ARRAY, _PICKLE = PLAIN[0], TREE[0], ARRAY[0], PICKLE[0]
 _NONE = encode_plain(None)
+_write = msgspec.msgpack.Encoder().encode
+
+Packed = tuple[bytes, tuple[Buffer, ...]]  # an Encoded, or the bare pair: a tenth of a microsecond less
 
 
 class FunctionHeader(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +84,21 @@ def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
         return encode_tree([list(args), kwargs])
     except NotATree:
         return encode_pickle((args, kwargs), {"args": args, "kwargs": kwargs})
+
+
+def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
+    """`encode_call` for the shortest path: small positional values are looked at once and named nothing."""
+    if not kwargs:
+        for value in args:
+            kind = type(value)
+            if kind in ATOMS or ((kind is bytes or kind is str) and len(value) <= INLINE_BYTES_MAX):
+                continue
+            return encode_call(args, kwargs)
+        try:
+            return PLAIN + _write((args, kwargs)), ()
+        except (OverflowError, UnicodeEncodeError):  # an int beyond 64 bits, or text with a lone surrogate
+            pass
+    return encode_call(args, kwargs)
 
 
 def decode_call(meta: Buffer, data: Buffer | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -113,6 +131,17 @@ def encode_value(value: Any) -> Encoded:
         return encode_tree(value)
     except NotATree:
         return encode_pickle(value, {"the result": value})
+
+
+def pack_value(value: Any) -> Packed:
+    """`encode_value` for the shortest path."""
+    kind = type(value)
+    if kind in ATOMS or ((kind is bytes or kind is str) and len(value) <= INLINE_BYTES_MAX):
+        try:
+            return PLAIN + _write(value), ()
+        except (OverflowError, UnicodeEncodeError):
+            pass
+    return encode_value(value)
 
 
 def decode_value(meta: Buffer, data: Buffer | None) -> Any:
@@ -193,6 +222,7 @@ __all__ = [
     "Encoded",
     "FunctionHeader",
     "FunctionKind",
+    "Packed",
     "RemoteTraceback",
     "decode_call",
     "decode_error",
@@ -207,4 +237,6 @@ __all__ = [
     "encode_words",
     "function_kind",
     "join",
+    "pack_call",
+    "pack_value",
 ]

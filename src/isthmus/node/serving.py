@@ -33,6 +33,7 @@ from isthmus.fabric.codec import (
     decode_header,
     encode_error,
     encode_value,
+    pack_value,
 )
 from isthmus.fabric.frames import Kind
 from isthmus.node.functions import Function, Loop, is_stream
@@ -141,21 +142,21 @@ class Server:
                 if self.forked:
                     _end_child()
                 words[RUNNING] = 0
-            meta, buffers = encode_value(result)
+            meta, buffers = pack_value(result)
             kind = _RESULT
         except BaseException as error:
             kind, (meta, buffers) = _ERROR, self._failure(error)
             words[row + ERRORS] += 1
         ended_ns = monotonic_ns()
-        words[row] += 1
-        words[row + BUSY] += ended_ns - started_ns
-        words[row + LAST] = words[LAST_CALL] = ended_ns
         self._frame = None
         try:
             if not client.send(kind, call_id, function_id, meta, buffers):
                 self._send(client, kind, Encoded(meta, buffers), frame)
         except PeerLostError:
             pass  # its LOST frame follows
+        words[row] += 1  # counted while the answer is under way
+        words[row + BUSY] += ended_ns - started_ns
+        words[row + LAST] = words[LAST_CALL] = ended_ns
         if ended_ns - started_ns > _LONG_CALL_NS:
             self._drain_domain()
 
