@@ -69,7 +69,7 @@ class Plans:
             return Plan(carrier, spec, pool, encode_through(fn), codec.decode_value)
         if isinstance(fn, NativeFunction):
             return self._remember(fn, Plan(definition, spec, pool, encode_native, decode_native))
-        return self._remember(fn, Plan(definition, spec, pool, codec.encode_call, codec.decode_value))
+        return self._remember(fn, Plan(definition, spec, pool, codec.pack_call, codec.decode_value))
 
     def _pool(self, spec: FunctionSpec, name: str) -> Pool:
         request = self.request(spec, name)

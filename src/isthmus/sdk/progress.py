@@ -156,6 +156,9 @@ class Engine:
     ) -> None:
         """Drive, or `rest` while another thread drives, until done or the monotonic deadline."""
         while not done() and (deadline_s is None or monotonic() < deadline_s):
+            if self.guests:
+                with self._gate:
+                    continue  # a guest holds the gate for as long as it needs the fabric
             if self._take_baton():
                 try:
                     self._drive(done, deadline_s)
@@ -308,14 +311,21 @@ class Engine:
         """Have the fabric for oneself, for what blocks it (connect, close). Drivers step aside."""
         with self._gate:
             self.guests += 1
-            if self._domain is not None:
-                self._domain.wake()
-            self.baton.acquire()
-            self.guests -= 1
+            try:
+                while not self._knock():
+                    continue
+            finally:
+                self.guests -= 1
             try:
                 yield
             finally:
                 self.baton.release()
+
+    def _knock(self) -> bool:
+        """Ask whoever polls for the baton; again and again, for it may have begun to poll after the last time."""
+        if self._domain is not None:
+            self._domain.wake()
+        return self.baton.acquire(timeout=FOLLOW_S)
 
     def _take_baton(self) -> bool:
         if self.baton.acquire(blocking=False):
@@ -333,18 +343,11 @@ class Engine:
             self._bell.put(None)
 
     def _drive(self, done: Callable[[], bool], deadline_s: float | None) -> None:
-        while not done() and not self.closed:
+        while not done() and not self.closed and not self.guests:
             now_s = monotonic()
             if deadline_s is not None and now_s >= deadline_s:
                 return
             self.step(now_s, deadline_s, self.settings.spin_s)
-            if self.guests:
-                self._step_aside()
-
-    def _step_aside(self) -> None:
-        self.baton.release()
-        with self._gate:
-            self.baton.acquire()
 
     def step(self, now_s: float, deadline_s: float | None, spin_s: float) -> None:
         """Poll once, for as long as nothing else is due, and handle what came. The caller holds the baton."""
