@@ -290,7 +290,8 @@ def running_node(state: Path, **settings: Any) -> Iterator[tuple[Site, Agent]]:
         if agent.process.poll() is None:
             agent.stop()
         site.close()
-    assert remains(state) == []
+    found = remains(state)
+    assert not found, f"left behind: {found}"
 
 
 def remains(state: Path) -> list[str]:
@@ -299,7 +300,7 @@ def remains(state: Path) -> list[str]:
         str(path) for base in groups.mounts().values() for path in base.rglob(f"isthmus-{state_tag(state)}-*")
     ]
     found += [str(path) for path in (state / "leases").iterdir()]
-    found += [str(path) for path in short_directory(state).glob("*")]
+    found += [str(path) for path in (short_directory(state),) if path.exists()]
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = cmdline.read_bytes()

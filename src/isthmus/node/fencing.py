@@ -17,6 +17,7 @@ from isthmus.node.assignments import Assignment
 from isthmus.node.page import CLIENTS, DEADLINE, ORPHAN, SPIN, THREADS, Page
 
 WATCH_S = 1.0
+SLACK_S = 1.0  # a living agent ends the lease first, and knows why
 NESTED_TOKEN_S = 3600.0
 _RENEW_S = NESTED_TOKEN_S / 2
 
@@ -53,7 +54,7 @@ def _watch(page: Page, domain: Domain, assignment: Assignment) -> None:
     renewed_s = time.monotonic()
     own_threads = threading.active_count()
     while True:
-        left_s = -overdue_ns(page, time.monotonic_ns()) / 1e9
+        left_s = SLACK_S - overdue_ns(page, time.monotonic_ns()) / 1e9
         if left_s <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(min(WATCH_S, left_s))

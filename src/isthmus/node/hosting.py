@@ -7,6 +7,7 @@ Not here: what the site wants (`agent.py`), which cores are whose (`leases.py`),
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
@@ -20,7 +21,7 @@ from isthmus.core.errors import InvalidRequestError, IsthmusError, LeaseEndedErr
 from isthmus.core.ids import ExecutorId, LeaseId, NodeId, new_id
 from isthmus.core.model import EndReason, Enforcement, Environment, ExecutorInfo
 from isthmus.core.settings import NodeSettings
-from isthmus.node.assignments import Assignment
+from isthmus.node.assignments import Assignment, Exited
 from isthmus.node.environments import Environments
 from isthmus.node.isolation import Isolation, Share
 from isthmus.node.leases import Allotments, end_ns
@@ -214,6 +215,8 @@ class Host:
                 tasks.create_task(self.end(lease, reason, grace_s), name=f"end-{lease}")
         for watch in list(self._watches):
             watch.cancel()
+        with contextlib.suppress(OSError):  # absent, or in use after all
+            short_directory(self._records.state).rmdir()
 
     # steps --------------------------------------------------------------------------------------------------
     def _find(self, lease: LeaseId) -> Hosted:
@@ -307,10 +310,7 @@ class Host:
         exited = await self._zygotes.exits.get(
             executor.info.pid, _EXIT_STATUS_S if executor.is_reaped() else 0.0
         )
-        executor.settle(exited)
-        hosted.executors.pop(executor.info.executor, None)
-        hosted.ended_pages.append(executor.page)
-        _remove_socket(executor.info.address)
+        self._bury(hosted, executor, exited)
         executor.gone.set()
         if hosted.ending:
             return
@@ -321,6 +321,13 @@ class Host:
         if not hosted.executors:
             await self.end(hosted.lease, reason, 0.0, detail)
 
+    def _bury(self, hosted: Hosted, executor: Executor, exited: Exited | None) -> None:
+        executor.settle(exited)
+        hosted.executors.pop(executor.info.executor, None)
+        hosted.ended_pages.append(executor.page)
+        if executor.info.address.startswith("unix:"):
+            Path(executor.info.address.removeprefix("unix:")).unlink(missing_ok=True)
+
     def _cause(self, hosted: Hosted, executor: Executor) -> tuple[EndReason, str]:
         oom_kills = self._isolation.oom_kills(hosted.lease)
         if oom_kills > hosted.oom_kills and executor.status in (-signal.SIGKILL, None):
@@ -329,6 +336,8 @@ class Host:
             return EndReason.OUT_OF_MEMORY, f"it went over the lease's memory of {limit} and was killed"
         if executor.killed:
             return EndReason.EXITED, "killed on request"
+        if time.monotonic_ns() > hosted.deadline_ns and executor.status in (-signal.SIGKILL, None):
+            return EndReason.EXPIRED, "nobody renewed it, and its executor ended itself"
         return EndReason.EXITED, describe_exit(executor.status)
 
     async def _stop(self, hosted: Hosted, grace_s: float) -> None:
@@ -356,6 +365,7 @@ class Host:
         self._leases[record.lease] = hosted
         self._allotments.restore(record.lease, share)
         self._isolation.create(record.lease, share)
+        last: Executor | None = None
         for path in sorted(hosted.directory.glob("*.page")):
             executor = Executor.found(path)
             if executor is None:
@@ -365,12 +375,11 @@ class Host:
                 self._isolation.attach(record.lease, executor.info.pid)
                 self._watch(hosted, executor)
             else:
-                executor.settle(None)
-                hosted.ended_pages.append(executor.page)
+                self._bury(hosted, executor, None)
+                last = executor
         if not hosted.executors:
-            await self.end(
-                record.lease, EndReason.EXITED, 0.0, "its executor was gone when the agent came back"
-            )
+            reason, detail = self._cause(hosted, last) if last is not None else (EndReason.FAILED, "")
+            await self.end(record.lease, reason, 0.0, f"gone when the agent came back: {detail}")
 
 
 def short_directory(state: Path) -> Path:
@@ -390,8 +399,3 @@ async def _gone(executors: list[Executor], timeout_s: float) -> None:
 def _monotonic_ns(deadline_s: float) -> int:
     """A deadline on the wall clock, on the clock that does not jump."""
     return max(0, time.monotonic_ns() + int((deadline_s - time.time()) * 1e9))
-
-
-def _remove_socket(address: str) -> None:
-    if address.startswith("unix:"):
-        Path(address.removeprefix("unix:")).unlink(missing_ok=True)

@@ -40,6 +40,7 @@ FORK_S = 10.0
 SPARES_MAX = 16
 _SECRETS = ("ISTHMUS_",)  # no variable of ours reaches user code, except those an assignment sets
 _KEEP_EXITS = 1024
+_ZYGOTE_DEATHS_MAX = 3  # in a row, for one fork
 
 
 class Spare(NamedTuple):
@@ -120,8 +121,11 @@ class Zygote:
             if _is_open(spare.control):
                 return spare
             spare.discard()
-        async with asyncio.timeout(FORK_S):
-            return await self._order_fork()
+        try:
+            async with asyncio.timeout(FORK_S):
+                return await self._order_fork()
+        except TimeoutError as error:
+            raise NoCapacityError(f"zygote {self.process.pid} did not fork within {FORK_S:.0f} s") from error
 
     def refill(self) -> None:
         """Order as many forks as spares are missing."""
@@ -163,9 +167,13 @@ class Zygote:
         loop = asyncio.get_running_loop()
         while True:
             await _readable(loop, self._control)
-            data, descriptors, _, _ = socket.recv_fds(self._control, assignments.PACKET_BYTES_MAX, 1)
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._control, assignments.PACKET_BYTES_MAX, 1)
+            except ConnectionError:
+                data = b""
             if not data:
                 self._bury()
+                await asyncio.to_thread(self.process.wait)
                 return
             self._handle(_unpack(data), descriptors)
 
@@ -206,12 +214,17 @@ class Zygotes:
         self._log = log
         self._zygotes: dict[EnvironmentId, asyncio.Task[Zygote]] = {}
 
-    async def take(self, environment: Environment, python: str, spares: int | None = None) -> Spare:
+    async def take(self, environment: Environment, python: str, spares: int) -> Spare:
         """An unassigned executor of this environment. Raises FunctionLoadError, NoCapacityError."""
-        zygote = await self.zygote(environment, python)
-        if spares is not None:
+        for _ in range(_ZYGOTE_DEATHS_MAX):
+            zygote = await self.zygote(environment, python)
             zygote.wanted_spares = max(zygote.wanted_spares, spares)
-        return await zygote.take()
+            try:
+                return await zygote.take()
+            except NoCapacityError:
+                if not zygote.dead:
+                    raise
+        raise NoCapacityError(f"the zygotes of {environment.id} keep dying; see the agent's log")
 
     async def zygote(self, environment: Environment, python: str) -> Zygote:
         task = self._zygotes.get(environment.id)
