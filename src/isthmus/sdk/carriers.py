@@ -60,3 +60,37 @@ class Chunk:
                 meta, data = codec.encode_error(error)
                 outcomes.append(Failed(bytes(meta), bytes(codec.join(data))))
         return time.perf_counter() - began_s, outcomes
+
+
+class InitializerFailed(Exception):
+    """Raised in place of a call's own outcome when its worker could not be initialised."""
+
+
+class Pooled:
+    """A function as a process pool runs it: after the worker's initializer, and with `sys.exit` as an exception."""
+
+    _initialised = False
+
+    def __init__(
+        self, fn: Callable[..., Any], initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+    ) -> None:
+        self.fn, self.initializer, self.initargs = fn, initializer, initargs
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.initializer is not None and not Pooled._initialised:
+            try:
+                self.initializer(*self.initargs)
+            except BaseException as error:
+                raise InitializerFailed(f"the initializer raised {type(error).__name__}: {error}") from error
+            Pooled._initialised = True
+        try:
+            return self.fn(*args, **kwargs)
+        except SystemExit as error:
+            raise _Exit(error.code) from error
+
+
+class _Exit(Exception):
+    """Carries SystemExit past the executor, for which it would mean to end."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SystemExit, self.args

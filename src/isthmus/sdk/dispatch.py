@@ -102,6 +102,11 @@ class Pool:
     pause_s: float = GROW_PAUSE_S
     refusals: int = 0
     broken: BaseException | None = None
+    closing: bool = False  # its user is gone: it ends with its last call
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.queue) or any(executor.inflight for executor in self.executors.values())
 
 
 class Send(NamedTuple):
@@ -290,6 +295,14 @@ class Dispatch:
         executor.draining = True
         self._retire_if_drained(executor)
 
+    def break_pool(self, pool: Pool, error: BaseException) -> None:
+        """Settle every call of this pool, now and later, with this error; running ones are interrupted."""
+        pool.broken = error
+        self._fail_queue(pool, error)
+        for executor in pool.executors.values():
+            for call in list(executor.inflight.values()):
+                self._settle_running(executor, call, error)
+
     # time ------------------------------------------------------------------------
     def next_timer_s(self) -> float:
         return self._timers[0][0] if self._timers else NEVER
@@ -425,6 +438,13 @@ class Dispatch:
         if call.state is State.QUEUED:
             call.pool.queue.remove(call)
         self._finish(call)
+
+    def _settle_running(self, executor: Executor, call: Call, error: BaseException) -> None:
+        if not call.abandoned:
+            call.abandoned = True
+            self.abandoned += 1
+            self.outstanding -= 1
+            self.effects += [Interrupt(executor, call, b"cancel"), Settle(call, error)]
 
     def _put_back(self, call: Call) -> None:
         if call.abandoned:

@@ -80,6 +80,11 @@ class Future(concurrent.futures.Future[T]):
         if self._state == PENDING:
             self._state = RUNNING
 
+    def await_end(self) -> None:
+        """Return when it is done, however it ended."""
+        if self.driver is not None:
+            self.driver.wait(self, None)
+
     def rest(self, duration_s: float) -> None:
         """Sleep until it is done or the time has passed, driving nothing."""
         with self._condition:

@@ -29,6 +29,7 @@ class Plans:
         self._environment = caller
         self._rows: dict[int, tuple[Plan, weakref.ref[Any]]] = {}
         self._chunks: dict[int, Plan] = {}
+        self._wrapped: dict[int, tuple[tuple[object, ...], Plan]] = {}
         self._forget = forget
 
     def of(self, fn: Any) -> Plan:
@@ -47,6 +48,24 @@ class Plans:
         made = plan._replace(definition=definition, encode=codec.encode_call, decode=codec.decode_value)
         if self.keeps(fn):
             self._chunks[id(fn)] = made
+        return made
+
+    def of_wrapped(self, wrapper: Callable[..., Any], setup: tuple[Any, ...]) -> Plan:
+        """For calls of `wrapper(*setup)`, where setup[0] is the user's function."""
+        fn = setup[0]
+        key = (wrapper, *map(id, setup))
+        known = self._wrapped.get(id(fn))
+        if known is not None and known[0] == key:
+            return known[1]
+        plan = self.of(fn)
+        if not self.keeps(fn) or plan.definition.kind != "function":
+            carrier = CARRIERS[definitions.kind_of(fn)]
+            inner = self.of_wrapped(wrapper, (carrier, *setup[1:]))
+            return inner._replace(spec=plan.spec, encode=encode_through(fn))
+        definition = self.definitions.of_chunk(wrapper(*setup), definitions.name_of(fn))
+        assert definition is not None
+        made = plan._replace(definition=definition)
+        self._wrapped[id(fn)] = (key, made)
         return made
 
     def keeps(self, fn: Any) -> bool:
@@ -77,12 +96,12 @@ class Plans:
         return self._engine.pool(key, request, self._engine.settings.pool_max)
 
     def _remember(self, fn: Any, plan: Plan) -> Plan:
-        key, rows, chunks, forget = id(fn), self._rows, self._chunks, self._forget
+        key, tables, forget = id(fn), (self._rows, self._chunks, self._wrapped), self._forget
 
         def gone(_: weakref.ref[Any]) -> None:
-            rows.pop(key, None)
-            chunks.pop(key, None)
+            for table in tables:
+                table.pop(key, None)
             forget(key)
 
-        rows[key] = (plan, weakref.ref(fn, gone))
+        self._rows[key] = (plan, weakref.ref(fn, gone))
         return plan

@@ -204,6 +204,19 @@ class Engine:
         self._dropped.append(pool)
         self._bell.put(None)
 
+    def drop_pool_after_use(self, pool: Pool) -> None:
+        """Nobody will add calls to this pool: give it back once those it has are done. Lock-free too."""
+        pool.closing = True
+        self._dropped.append(pool)
+        self._bell.put(None)
+
+    def break_pool(self, pool: Pool, error: BaseException) -> None:
+        """Fail all calls of a pool, now and later, with this error."""
+        with self._lock:
+            self.core.break_pool(pool, error)
+            settled = self._carry_out()
+        self._settle(settled)
+
     # Events, for the keeper ------------------------------------------------------------------------
     def granted(self, pool: Pool, links: list[Link]) -> None:
         with self._lock:
@@ -428,7 +441,7 @@ class Engine:
             self._parked = idle_rounds >= LINGERS_MAX
             with suppress(queue.Empty):
                 self._bell.get(timeout=self._park_s() if self._parked else LINGER_S)
-            while self._dropped:
+            for _ in range(len(self._dropped)):
                 self._clean(self._dropped.popleft())
             if self._retired is not None and not self.core.outstanding:
                 self.close()
@@ -439,7 +452,9 @@ class Engine:
                 self._poll_in_background()
 
     def _clean(self, dropped: Future[Any] | Pool) -> None:
-        if isinstance(dropped, Pool):
+        if isinstance(dropped, Pool) and dropped.closing and dropped.busy:
+            self._dropped.append(dropped)
+        elif isinstance(dropped, Pool):
             self.retire_pool(dropped)
         else:
             dropped.cancel()

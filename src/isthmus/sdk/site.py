@@ -25,10 +25,10 @@ from isthmus.sdk import environment
 from isthmus.sdk.actors import Actor
 from isthmus.sdk.calls import Payload, Plan
 from isthmus.sdk.control import Control
-from isthmus.sdk.dispatch import NEVER, Call, Executor
+from isthmus.sdk.dispatch import NEVER, Call, Executor, Pool
 from isthmus.sdk.durable import DurableCalls
 from isthmus.sdk.function import FunctionSpec, Retry
-from isthmus.sdk.futures import Future
+from isthmus.sdk.futures import Driver, Future
 from isthmus.sdk.groups import Group
 from isthmus.sdk.latency import HOT_GAP_S, LatencyReport
 from isthmus.sdk.links import Link
@@ -236,6 +236,39 @@ class Site:
         future = self._attach_future(call, payload)
         self._engine.submit(call)
         return future
+
+    @property
+    def driver(self) -> Driver:
+        return self._engine
+
+    def private_pool(self, name: str, spec: FunctionSpec, limit: int) -> Pool:
+        """Executors for one user only, at most `limit`."""
+        return self._engine.pool(name, self._plans.request(spec, name), limit)
+
+    def start_pooled(
+        self, carrier: Callable[..., Any], setup: tuple[Any, ...], pool: Pool,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]], future: Future[Any],
+    ) -> None:  # fmt: skip
+        """One call of `carrier(*setup)` in that pool; `future` gets its outcome."""
+        plan = self._plans.of_wrapped(carrier, setup)._replace(pool=pool)
+        payload = Payload(plan, *plan.encode(*arguments))
+        call = self._new_call(plan, plan.spec, payload)
+        future.call, payload.future = call, future
+        self._engine.submit(call)
+
+    def cancel_queued(self, pool: Pool) -> list[Future[Any]]:
+        return self._engine.cancel_queued(pool)
+
+    def break_pool(self, pool: Pool, error: BaseException) -> None:
+        self._engine.break_pool(pool, error)
+
+    def drop_pool(self, pool: Pool) -> None:
+        self._engine.retire_pool(pool)
+
+    @property
+    def drop_pool_after_use(self) -> Callable[[Pool], None]:
+        """Not bound to this Site, so that a finalizer may hold it."""
+        return self._engine.drop_pool_after_use
 
     def drive_until(
         self, done: Callable[[], bool], deadline_s: float | None, rest: Callable[[float], None]
