@@ -7,6 +7,7 @@ in the ledger. Not here: what time and agents do to leases (`reconciling.py`), o
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 
 from isthmus.core import tokens
@@ -169,8 +170,13 @@ class Leasing:
                 return waiter.answer.result()
             raise _refusal(demand, waiter.decision) from None
         except asyncio.CancelledError:
-            if waiter.answer.done() and not waiter.answer.cancelled() and waiter.answer.exception() is None:
-                self._starting.withdraw(waiter.answer.result()[1], EndReason.CANCELLED, "its requester left")
+            if waiter.is_granted:
+                with contextlib.suppress(
+                    LedgerError
+                ):  # then the reconcile loop finds them without a requester
+                    self._starting.withdraw(
+                        waiter.answer.result()[1], EndReason.CANCELLED, "its requester left"
+                    )
             raise
         finally:
             self._queue.remove(waiter)

@@ -5,6 +5,7 @@ keeps its resources until the agent confirms its end, or until it is fenced. `to
 """
 
 import asyncio
+import contextlib
 
 from isthmus.core import tokens
 from isthmus.core.clock import Clock
@@ -13,6 +14,7 @@ from isthmus.core.model import EndReason, LeaseState
 from isthmus.leasing.acting import Acting
 from isthmus.leasing.books import Held
 from isthmus.leasing.control import NodeControl
+from isthmus.leasing.ledger import LedgerError
 from isthmus.leasing.lifecycle import OPEN, EndOrdered, Event, Gone, Started
 from isthmus.node.messages import Done, StartLease
 from isthmus.platforms.platform import Platform
@@ -39,7 +41,8 @@ class Starting:
             answers = await asyncio.gather(*(self._start(held) for held in leases))
             return self._settle(leases, answers, together)
         except asyncio.CancelledError:
-            self.withdraw(leases, EndReason.CANCELLED, "its requester left")
+            with contextlib.suppress(LedgerError):  # then the reconcile loop finds them without a requester
+                self.withdraw(leases, EndReason.CANCELLED, "its requester left")
             raise
         finally:
             for held in leases:

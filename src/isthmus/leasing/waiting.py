@@ -26,6 +26,10 @@ class Waiter:
         loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[tuple[Decision, list[Held]]] = loop.create_future()
 
+    @property
+    def is_granted(self) -> bool:
+        return self.answer.done() and not self.answer.cancelled() and self.answer.exception() is None
+
 
 class WaitingQueue:
     def __init__(self, limit: int) -> None:
