@@ -74,6 +74,7 @@ class Site:
         self._control = control
         self._engine = Engine(supply, settings)
         self._spin_s = settings.spin_s
+        self._take_baton, self._give_baton = self._engine.baton.acquire, self._engine.baton.release
         self._dashes: dict[int, _Dash] = {}
         dashes = self._dashes
         self._plans = Plans(self._engine, environment.capture(), lambda key: dashes.pop(key, None))
@@ -93,7 +94,9 @@ class Site:
             return self._call_slowly(fn, args, kwargs)
         meta, data = dash.encode(args, kwargs)
         engine, executor = self._engine, dash.executor
-        if executor.inflight or not dash.link.open or engine.guests or not engine.take_baton_to_dash():
+        if executor.inflight or not dash.link.open or engine.guests:
+            return self._call_slowly(fn, args, kwargs)
+        if (engine.dashing or not self._take_baton(False)) and not engine.take_baton_to_dash():
             return self._call_slowly(fn, args, kwargs)
         engine.dashing = executor.claimed = True
         number = next(engine.numbers)
@@ -107,7 +110,7 @@ class Site:
             raise
         finally:
             engine.dashing = executor.claimed = False
-            engine.baton.release()
+            self._give_baton()
         if frame is None or frame.kind != _RESULT:
             value: R = self._finish_slowly(dash, number, frame, Payload(dash.plan, meta, data), began_s)
             return value
