@@ -80,7 +80,7 @@ class Function:
         function._error = error
         return function
 
-    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+    def invoke(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run one call of any kind. A stream comes back as its iterator; a coroutine has been run to
         its end.
         """

@@ -182,7 +182,7 @@ class Server:
         self._send(client, kind, encoded, frame)
         self._drain_domain()
 
-    def _guard(self, code: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _guard(self, code: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run user code so that signals may interrupt it."""
         try:
             self._words[RUNNING] = 1

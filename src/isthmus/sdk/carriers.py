@@ -76,7 +76,7 @@ class Pooled:
     ) -> None:
         self.fn, self.initializer, self.initargs = fn, initializer, initargs
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if self.initializer is not None and not Pooled._initialised:
             try:
                 self.initializer(*self.initargs)
