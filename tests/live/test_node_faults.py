@@ -117,7 +117,8 @@ def test_an_executor_that_died_without_an_agent_is_reported_by_the_next(node: tu
 
 def test_an_executor_fences_itself_when_nobody_guards_its_lease(node: tuple[Site, Agent]) -> None:
     site, agent = node
-    executor = start_lease(site, "ls_a", deadline_s=time.time() + 1.5)
+    executor = start_lease(site, "ls_a")
+    site.done(RenewLease, lease="ls_a", deadline_s=time.time() + 1.0)
     agent.kill()
     with Client(executor.address, "ls_a") as client:
         call = client.start(client.define(lambda: time.sleep(60)))
@@ -129,8 +130,9 @@ def test_an_executor_fences_itself_when_nobody_guards_its_lease(node: tuple[Site
 
 def test_a_lease_that_nobody_renews_expires(node: tuple[Site, Agent]) -> None:
     site, _ = node
-    start_lease(site, "ls_a", deadline_s=time.time() + 0.8)
-    start_lease(site, "ls_b", deadline_s=time.time() + 0.8)
+    for lease in ("ls_a", "ls_b"):
+        start_lease(site, lease)
+        site.done(RenewLease, lease=lease, deadline_s=time.time() + 0.8)
     site.done(RenewLease, lease="ls_b", deadline_s=time.time() + 60)
     assert ended(site, "ls_a").reason == EndReason.EXPIRED
     assert all(report.lease != "ls_b" for report in site.reports if isinstance(report, LeaseEnded))
@@ -138,13 +140,15 @@ def test_a_lease_that_nobody_renews_expires(node: tuple[Site, Agent]) -> None:
 
 def test_an_expired_lease_with_a_client_lives_on_while_the_site_is_away(tmp_path: Path) -> None:
     with running_node(tmp_path / "state", orphan_s=30.0) as (site, _):
-        with_client = start_lease(site, "ls_a", deadline_s=time.time() + 1.0)
-        start_lease(site, "ls_b", deadline_s=time.time() + 1.0)
+        with_client = start_lease(site, "ls_a")
+        start_lease(site, "ls_b")
         with Client(with_client.address, "ls_a") as client:
             function = client.define(lambda: "alive")
             assert client.call(function) == "alive"
+            for lease in ("ls_a", "ls_b"):
+                site.done(RenewLease, lease=lease, deadline_s=time.time() + 0.5)
             site.close()
-            time.sleep(2.5)
+            _until(lambda: not (tmp_path / "state" / "leases" / "ls_b").exists())
             assert client.call(function) == "alive"
             back = Site(site.join_key, orphan_s=30.0, port=site.port)
             try:
@@ -337,7 +341,7 @@ def test_an_environment_is_built_once_and_its_requirements_import(
 @pytest.mark.parametrize(
     ("environment", "complaint"),
     [
-        (Environment(requirements=("no-such-package @ file:///no/such.whl",)), "such.whl"),
+        (Environment(requirements=("no-such @ file:///no/no_such-1-py3-none-any.whl",)), "no_such-1"),
         (Environment(python="/no/such/python"), "/no/such/python"),
         (Environment(preload=("no_such_module",)), "no_such_module"),
     ],

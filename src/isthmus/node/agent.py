@@ -26,7 +26,7 @@ import msgspec
 
 from isthmus.core.errors import AuthError, IsthmusError, SettingsError, SiteUnavailableError
 from isthmus.core.ids import NodeId
-from isthmus.core.model import ISTHMUS_VERSION, EndReason, Enforcement, python_version
+from isthmus.core.model import ISTHMUS_VERSION, EndReason, Enforcement, Environment, python_version
 from isthmus.core.settings import NodeSettings, Settings
 from isthmus.core.units import parse_bytes
 from isthmus.node import connection, processes
@@ -82,7 +82,7 @@ class Agent:
         self._stop = asyncio.Event()
         self._end_reason = EndReason.SITE_STOPPED
         self._orders: set[asyncio.Task[None]] = set()
-        self._zygotes = Zygotes(settings.fabric, state / "agent.log")
+        self._zygotes = Zygotes(settings.fabric, state / "agent.log", isolation)
         self._host = Host(
             settings, node, rest_url(site), Allotments(self._capacity), isolation, self._records,
             self._zygotes, Environments(cache), self._tell,
@@ -96,6 +96,7 @@ class Agent:
         if parent is not None:
             _watch_parent(loop, parent, self._stop)
         await self._host.adopt()
+        self._keep(asyncio.create_task(self._warm(), name="agent.warm"))
         tasks = [
             asyncio.create_task(self._keep_connected(), name="agent.connection"),
             asyncio.create_task(self._expire(), name="agent.expiry"),
@@ -172,8 +173,7 @@ class Agent:
     # orders -------------------------------------------------------------------------------------------------
     def _obey_soon(self, line: Connection, order: Order) -> None:
         task = asyncio.create_task(self._answer(line, order), name=f"order-{order.number}")
-        self._orders.add(task)
-        task.add_done_callback(self._orders.discard)
+        self._keep(task)
 
     async def _answer(self, line: Connection, order: Order) -> None:
         answer: Done | Failed
@@ -236,8 +236,18 @@ class Agent:
                 task = asyncio.create_task(
                     self._host.end(lease, EndReason.EXPIRED, 0.0, "nobody renewed it"), name=f"expire-{lease}"
                 )
-                self._orders.add(task)
-                task.add_done_callback(self._orders.discard)
+                self._keep(task)
+
+    async def _warm(self) -> None:
+        """Have the default environment ready before the first lease asks for it."""
+        try:
+            await self._host.warm(Environment(), 1)
+        except IsthmusError as error:
+            log.warning("the default environment is not warm: %s", error)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._orders.add(task)
+        task.add_done_callback(self._orders.discard)
 
     async def _await_stop(self) -> None:
         await self._stop.wait()

@@ -68,14 +68,27 @@ class Environments:
         draft = path.with_suffix(".draft")
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            await _step([base, "-m", "venv", str(draft)], "the virtual environment cannot be made")
+            pip = await _make_venv(base, draft)
             _link_isthmus(draft)
-            pip = [str(draft / "bin" / "python"), "-m", "pip", "install", "--no-input", "--quiet"]
-            options = ["--disable-pip-version-check", "--no-warn-script-location"]
-            await _step([*pip, *options, *environment.requirements], "pip cannot install the requirements")
+            await _step([*pip, *environment.requirements], "pip cannot install the requirements")
             draft.rename(path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+async def _make_venv(base: str, draft: Path) -> list[str]:
+    """An empty venv, and the command that installs into it: the base's own pip where there is one, which saves
+    the seconds that a pip inside the venv takes to set up.
+    """
+    failure = "the virtual environment cannot be made"
+    options = ["install", "--no-input", "--quiet", "--disable-pip-version-check", "--no-warn-script-location"]
+    python = str(draft / "bin" / "python")
+    status, _ = await _run([base, "-c", "import pip"], PROBE_S)
+    if status == 0:
+        await _step([base, "-m", "venv", "--without-pip", str(draft)], failure)
+        return [base, "-m", "pip", "--python", python, *options]
+    await _step([base, "-m", "venv", str(draft)], failure)
+    return [python, "-m", "pip", *options]
 
 
 async def _step(command: list[str], failure: str) -> None:

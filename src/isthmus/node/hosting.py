@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from isthmus.core.errors import InvalidRequestError, IsthmusError, LeaseEndedError, NotFoundError
 from isthmus.core.ids import ExecutorId, LeaseId, NodeId, new_id
 from isthmus.core.model import EndReason, Enforcement, Environment, ExecutorInfo
@@ -32,7 +30,7 @@ from isthmus.node.page import CLIENTS, DEADLINE, DRAINING, ORPHAN, Page
 from isthmus.node.processes import describe_exit
 from isthmus.node.records import LOG_FILE, LeaseRecord, Records, boot_id
 from isthmus.node.running import Executor
-from isthmus.node.zygotes import Zygotes
+from isthmus.node.zygotes import Spare, Zygotes
 
 EXECUTORS_MAX = 64  # of one lease: bounds the depth of nested calls
 _EXIT_STATUS_S = 1.0  # how long a zygote may take to report a death that we see
@@ -102,7 +100,7 @@ class Host:
                 raise InvalidRequestError(
                     f"lease {lease} has {EXECUTORS_MAX} executors already: calls nest too deep"
                 )
-            executor = await self._add(hosted)
+            executor = await self._add(hosted, await self._take_spare(hosted))
         return executor.info
 
     def renew(self, lease: LeaseId, deadline_s: float) -> None:
@@ -230,7 +228,7 @@ class Host:
         record = LeaseRecord(
             boot=boot_id(), lease=order.lease, tenant=order.tenant, resources=order.resources,
             environment=order.environment, lease_key=order.lease_key, cores=share.cores,
-            enforcement=Enforcement(), started_ns=time.monotonic_ns(),
+            enforcement=self._isolation.enforcement, started_ns=time.monotonic_ns(),
             deadline_ns=_monotonic_ns(order.deadline_s),
         )  # fmt: skip
         hosted = self._leases[order.lease] = self._hosted(record)
@@ -244,20 +242,21 @@ class Host:
         """Write down, enforce, start; or undo all of it."""
         try:
             self._records.write(hosted.record)
+            spare = await self._take_spare(hosted)
             share = Share(hosted.record.cores, hosted.record.resources.memory_bytes)
-            enforcement = self._isolation.create(hosted.lease, share)
-            hosted.record = msgspec.structs.replace(hosted.record, enforcement=enforcement)
-            self._records.write(hosted.record)
-            await self._add(hosted)
+            self._isolation.create(hosted.lease, share, spare.pid)
+            await self._add(hosted, spare)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self._isolation.destroy, hosted.lease))
             self._forget(hosted)
             raise
 
-    async def _add(self, hosted: Hosted) -> Executor:
+    async def _take_spare(self, hosted: Hosted) -> Spare:
         environment = hosted.record.environment
         python = await self._environments.python(environment)
-        spare = await self._zygotes.take(environment, python, spares=1)
+        return await self._zygotes.take(environment, python, spares=1)
+
+    async def _add(self, hosted: Hosted, spare: Spare) -> Executor:
         executor_id = ExecutorId(new_id("ex"))
         page_path = hosted.directory / f"{executor_id}.page"
         page = Page(page_path, create=True)
@@ -273,7 +272,7 @@ class Host:
             page.close()
             raise
         finally:
-            self._zygotes.refill(environment.id)
+            self._zygotes.refill(hosted.record.environment.id)
         info = ExecutorInfo(executor=executor_id, address=address, pid=spare.pid)
         return self._watch(hosted, Executor(info, page, spare.is_reaped))
 

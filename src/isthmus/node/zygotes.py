@@ -5,6 +5,7 @@ Not here: the zygote process itself (`zygote.py`), what an environment needs on 
 """
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -33,14 +34,18 @@ from isthmus.node.assignments import (
     Ready,
     Started,
 )
+from isthmus.node.isolation import Isolation, reserve_name
 from isthmus.node.processes import send_signal
 
 START_S = 60.0  # imports of a preload may be slow on a shared file system
-FORK_S = 10.0
+FORK_S = 30.0  # for one fork, and for its first words; long only on a machine that swaps
 SPARES_MAX = 16
 _SECRETS = ("ISTHMUS_",)  # no variable of ours reaches user code, except those an assignment sets
 _KEEP_EXITS = 1024
 _ZYGOTE_DEATHS_MAX = 3  # in a row, for one fork
+
+
+log = logging.getLogger("isthmus.agent")
 
 
 class Spare(NamedTuple):
@@ -103,15 +108,18 @@ class Exits:
 class Zygote:
     """One zygote process and its spares."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, exits: Exits) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], control: socket.socket, exits: Exits, isolation: Isolation
+    ) -> None:
         self.process = process
+        self._isolation = isolation
         self.wanted_spares = 0
         self._control = control
         self._exits = exits
         self._spares: deque[Spare] = deque()
         self._forks: deque[asyncio.Future[Spare]] = deque()
         self._reader = asyncio.create_task(self._read(), name=f"zygote-{process.pid}")
-        self._refills: set[asyncio.Future[Spare]] = set()
+        self._refills: set[asyncio.Task[None]] = set()
         self.dead = False
 
     async def take(self) -> Spare:
@@ -120,7 +128,7 @@ class Zygote:
             spare = self._spares.popleft()
             if _is_open(spare.control):
                 return spare
-            spare.discard()
+            await self._dismiss(spare)
         try:
             async with asyncio.timeout(FORK_S):
                 return await self._order_fork()
@@ -132,18 +140,20 @@ class Zygote:
         if self.dead:
             return
         for _ in range(self.wanted_spares - len(self._spares) - len(self._refills)):
-            future = self._order_fork()
-            self._refills.add(future)
-            future.add_done_callback(self._keep_spare)
+            task = asyncio.create_task(self._add_spare(), name=f"spare-of-{self.process.pid}")
+            self._refills.add(task)
+            task.add_done_callback(self._refills.discard)
 
-    def shrink(self) -> None:
+    async def shrink(self) -> None:
         while len(self._spares) > self.wanted_spares:
-            self._spares.pop().discard()
+            await self._dismiss(self._spares.pop())
 
     async def stop(self) -> None:
         """End it and its spares; executors with a lease live on."""
         self.wanted_spares = 0
-        self.shrink()
+        for task in list(self._refills):
+            await task
+        await self.shrink()
         self._reader.cancel()
         self._bury()
         await asyncio.to_thread(self.process.wait)
@@ -158,10 +168,21 @@ class Zygote:
             future.set_exception(NoCapacityError(f"the zygote is gone: {error}"))
         return future
 
-    def _keep_spare(self, future: asyncio.Future[Spare]) -> None:
-        self._refills.discard(future)
-        if not future.cancelled() and future.exception() is None:
-            self._spares.append(future.result())
+    async def _add_spare(self) -> None:
+        try:
+            spare = await self._order_fork()
+        except NoCapacityError as error:
+            log.warning("no spare executor: %s", error)
+            return
+        try:
+            await asyncio.to_thread(self._isolation.reserve, spare.pid)
+        except OSError as error:
+            log.warning("spare executor %d has no group of its own: %s", spare.pid, error)
+        self._spares.append(spare)
+
+    async def _dismiss(self, spare: Spare) -> None:
+        spare.discard()
+        await asyncio.to_thread(self._isolation.destroy, reserve_name(spare.pid))
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()
@@ -208,10 +229,11 @@ class Zygote:
 class Zygotes:
     """All zygotes of this node, started at the first need of their environment."""
 
-    def __init__(self, fabric: str, log: Path) -> None:
+    def __init__(self, fabric: str, log_file: Path, isolation: Isolation) -> None:
         self.exits = Exits()
         self._fabric = fabric
-        self._log = log
+        self._log_file = log_file
+        self._isolation = isolation
         self._zygotes: dict[EnvironmentId, asyncio.Task[Zygote]] = {}
 
     async def take(self, environment: Environment, python: str, spares: int) -> Spare:
@@ -238,7 +260,7 @@ class Zygotes:
     async def warm(self, environment: Environment, python: str, spares: int) -> None:
         zygote = await self.zygote(environment, python)
         zygote.wanted_spares = min(spares, SPARES_MAX)
-        zygote.shrink()
+        await zygote.shrink()
         zygote.refill()
 
     async def stop(self, environment: EnvironmentId) -> None:
@@ -263,9 +285,9 @@ class Zygotes:
         command = [
             python, "-m", "isthmus.node.zygote", str(theirs.fileno()), assignments.pack(preparation).hex(),
         ]  # fmt: skip
-        with theirs, self._log.open("ab") as log:
+        with theirs, self._log_file.open("ab") as output:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[theirs.fileno()],
                 env=_clean_environment(), start_new_session=True,
             )  # fmt: skip
         ours.setblocking(False)
@@ -276,7 +298,7 @@ class Zygotes:
             process.kill()
             process.wait()
             raise
-        return Zygote(process, ours, self.exits)
+        return Zygote(process, ours, self.exits, self._isolation)
 
 
 async def _await_start(control: socket.socket, process: subprocess.Popen[bytes]) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from isthmus.core.errors import SettingsError
 from isthmus.node.isolation.cgroup_v1 import CgroupV1
 from isthmus.node.isolation.cgroup_v2 import CgroupV2
-from isthmus.node.isolation.isolation import Consumption, Isolation, Share
+from isthmus.node.isolation.isolation import Consumption, Isolation, Share, reserve_name
 from isthmus.node.isolation.rlimits import Rlimits
 from isthmus.node.isolation.systemd import SystemdScope
 
 __all__ = [
     "CgroupV1", "CgroupV2", "Consumption", "Isolation", "Rlimits", "Share", "SystemdScope", "choose",
-    "state_tag",
+    "reserve_name", "state_tag",
 ]  # fmt: skip
 
 _STRONGEST_FIRST = (CgroupV2, CgroupV1, SystemdScope, Rlimits)

@@ -40,7 +40,10 @@ class CgroupV2:
             return f"not permitted: {error}"
         return ""
 
-    def create(self, lease: LeaseId, share: Share) -> Enforcement:
+    def reserve(self, pid: int) -> None:
+        return None
+
+    def create(self, lease: LeaseId, share: Share, reserved: int = 0) -> Enforcement:
         group = self._group(lease)
         group.mkdir(exist_ok=True)
         groups.write(group / "cpuset.cpus", groups.format_cores(share.cores))

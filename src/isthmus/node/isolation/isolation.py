@@ -26,6 +26,11 @@ class Consumption(NamedTuple):
     rss_bytes_max: int
 
 
+def reserve_name(pid: int) -> LeaseId:
+    """What `reserve` holds for a process goes by this name in `destroy` and `remains`."""
+    return LeaseId(f"spare-{pid}")
+
+
 class Isolation(Protocol):
     """One mechanism. All methods are idempotent and do no more than a few system calls, except `destroy`.
 
@@ -40,8 +45,15 @@ class Isolation(Protocol):
         """ "" when it works here, for this user; else why not, in one line. Leaves nothing behind."""
         ...
 
-    def create(self, lease: LeaseId, share: Share) -> Enforcement:
-        """Make room for the lease; says what will really be enforced on processes attached to it."""
+    def reserve(self, pid: int) -> None:
+        """Prepare a process that has no lease yet, where that makes `attach` faster; else do nothing."""
+        ...
+
+    def create(self, lease: LeaseId, share: Share, reserved: int = 0) -> Enforcement:
+        """Make room for the lease; says what will really be enforced on processes attached to it.
+
+        reserved  a process that `reserve` has prepared and that will be attached first
+        """
         ...
 
     def attach(self, lease: LeaseId, pid: int) -> None:

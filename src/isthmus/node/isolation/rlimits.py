@@ -29,7 +29,10 @@ class Rlimits:
     def probe(self) -> str:
         return ""
 
-    def create(self, lease: LeaseId, share: Share) -> Enforcement:
+    def reserve(self, pid: int) -> None:
+        return None
+
+    def create(self, lease: LeaseId, share: Share, reserved: int = 0) -> Enforcement:
         self._shares[lease] = share
         self._pids.setdefault(lease, set())
         return self.enforcement
@@ -68,5 +71,5 @@ class Rlimits:
         return []  # nothing is kept outside the processes themselves
 
     def _members(self, lease: LeaseId) -> list[int]:
-        leaders = self._pids.get(lease, set())
+        leaders = self._pids.get(lease, set())  # a reserve has none: its process is killed by its owner
         return processes.session_members(leaders) if leaders else []
