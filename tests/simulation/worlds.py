@@ -94,6 +94,7 @@ class SiteLife:
 
     def spawn(self, act: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(act)
+        task.add_done_callback(_forget)
         self.tasks = [other for other in self.tasks if not other.done()]
         self.tasks.append(task)
         return task
@@ -105,12 +106,11 @@ class SiteLife:
         for node in list(self.network._links):
             self.network.break_link(node)
         for task in self.tasks:
-            task.add_done_callback(_forget)
             task.cancel()
 
 
 def _forget(task: asyncio.Task[Any]) -> None:
-    """What became of a task of a dead site interests nobody."""
+    """What became of a task whose client left, or whose site died, interests nobody."""
     if not task.cancelled():
         task.exception()
 

@@ -28,11 +28,12 @@ from isthmus.policy import limits, placement
 from isthmus.policy.limits import Room
 from isthmus.policy.placement import FloatArray
 from isthmus.policy.preemption import victims
-from isthmus.policy.rules import Allow, Cap, Deny, PolicySet, Prefer, Reclass, Rule
-from isthmus.policy.snapshot import Demand, Holding, IntArray, Pool, Snapshot
+from isthmus.policy.rules import STATIC_NODE_FIELDS, Allow, Cap, Deny, PolicySet, Prefer, Reclass, Rule
+from isthmus.policy.snapshot import Demand, Holding, IntArray, Pool, Shape, Snapshot
 
-CANDIDATES_MAX = 16  # nodes weighed one by one, and kept in the log
+CANDIDATES_MAX = 8  # nodes weighed one by one, and kept in the log
 SHAPES_MAX = 16
+_COLUMNS = {"memory": "memory_bytes", "free_memory": "free_memory_bytes"}  # what rules call them: what we do
 HARVESTING_PLATFORMS = frozenset({"slurm"})
 
 Block = Literal["", "rule", "class", "pool", "quota", "size", "capacity"]
@@ -47,13 +48,12 @@ class Fired(Record, frozen=True):
 
 
 class Candidate(Record, frozen=True):
-    """A node that was weighed. `bonus` is what `prefer` rules added; `denied_by` names the rule against
-    it.
+    """A node that was weighed. `score`: packing (-0.5..1) and what `prefer` rules added; `denied_by`: a
+    rule.
     """
 
     node: NodeId
     score: float
-    bonus: float = 0.0
     slots: int = 0
     denied_by: str = ""
 
@@ -91,7 +91,8 @@ class _Judgement:
         self.demand = demand
         self.resources: Resources = demand.lease.resources
         self.lease_class = demand.lease.lease_class
-        self.context = cel.Context(variables=_variables(snapshot, demand))
+        self.reads = policies.reads
+        self.context = cel.Context(variables=_variables(snapshot, demand, policies.reads))
         self.fired: list[Fired] = []
         self.caps: list[Cap] = []
         self.may_preempt = False
@@ -178,57 +179,72 @@ class _Judgement:
         """The nodes weighed, best first: enough of them to serve the request, at least one batch."""
         if not len(fitting):
             return []
-        scores = placement.base_scores(self.snapshot.nodes, fitting, self.resources) + self.bonus
-        shape_bonus, shape_denial = self._judge_shapes(fitting, scores)
-        bonus = shape_bonus[self.snapshot.nodes.shape[fitting]]
+        shapes = self.snapshot.nodes.shape[fitting]
+        scores = placement.base_scores(self.snapshot.nodes, fitting, self.resources)
+        bonus, denial = self._judge_shapes(shapes, scores)
+        scores = scores + bonus[shapes]
+        order = self._last_where_denied(scores, shapes, denial)
         weighed: list[Candidate] = []
         room = 0
-        for batch in _batches(fitting, scores + bonus):
-            judged = [self._judge(int(row), int(slots[row]), shape_bonus, shape_denial) for row in batch]
+        for batch in _batches(order):
+            judged = [self._judge(int(fitting[i]), float(scores[i]), slots, denial) for i in batch]
             weighed += sorted(judged, key=lambda candidate: -candidate.score)
             room += sum(candidate.slots for candidate in judged if not candidate.denied_by)
-            if room >= wanted:
+            if room >= wanted or not np.isfinite(order[batch[-1]]):
                 break
         return weighed
 
-    def _judge_shapes(self, fitting: IntArray, scores: FloatArray) -> tuple[FloatArray, dict[int, str]]:
-        """Bonus by shape, and the rule that denies a shape; shapes left out are judged node by node."""
-        nodes = self.snapshot.nodes
-        bonus = np.zeros(len(nodes.shapes))
-        denial: dict[int, str] = {}
+    def _judge_shapes(self, shapes: IntArray, scores: FloatArray) -> tuple[FloatArray, dict[int, str]]:
+        """Bonus by shape, and the rule that denies a shape ("" for none). A shape that is missing there is
+        judged node by node."""
+        known = self.snapshot.nodes.shapes
+        bonus = np.zeros(len(known))
         preferences = [rule for rule in self.node_preferences if rule.per_shape]
         verdicts_are_shared = all(rule.per_shape for rule in self.node_verdicts)
         if not self.node_verdicts and not preferences:
-            return bonus, dict.fromkeys(range(len(nodes.shapes)), "")
-        shapes = np.unique(nodes.shape[fitting])
-        if len(shapes) > SHAPES_MAX:
-            best = placement.best_rows(fitting, scores, SHAPES_MAX)
-            shapes = np.unique(nodes.shape[best])
-        for shape in shapes.tolist():
-            first = int(fitting[np.argmax(nodes.shape[fitting] == shape)])
-            self._set_node(first)
-            bonus[shape] = sum(_weight(rule) for rule in preferences if rule.matches(self.context))
+            return bonus, dict.fromkeys(range(len(known)), "")
+        present = np.flatnonzero(np.bincount(shapes, minlength=len(known)))
+        if len(present) > SHAPES_MAX:
+            present = np.unique(shapes[placement.best_rows(np.arange(len(shapes)), scores, SHAPES_MAX)])
+        denial: dict[int, str] = {}
+        judged: dict[
+            tuple[object, ...], tuple[float, str]
+        ] = {}  # shapes that differ in nothing that a rule reads
+        static = self.reads["node"] & STATIC_NODE_FIELDS
+        for shape in present.tolist():
+            key = tuple(getattr(known[shape], _COLUMNS.get(field, field)) for field in static)
+            if key not in judged:
+                self._show_node({field: _shape_value(known[shape], field) for field in static})
+                weight = sum(_weight(rule) for rule in preferences if rule.matches(self.context))
+                judged[key] = weight, self._verdict() if verdicts_are_shared else ""
+            bonus[shape] = judged[key][0]
             if verdicts_are_shared:
-                denial[shape] = self._verdict()
+                denial[shape] = judged[key][1]
         return bonus, denial
 
-    def _judge(
-        self, row: int, slots: int, shape_bonus: FloatArray, shape_denial: dict[int, str]
-    ) -> Candidate:
-        """Weigh one node, with the rules that its shape has not settled."""
+    def _last_where_denied(self, scores: FloatArray, shapes: IntArray, denial: dict[int, str]) -> FloatArray:
+        """Scores to order by: nodes of denied shapes come last, seen only when nothing else is there."""
+        if not any(denial.values()):
+            return scores
+        denied = np.array([bool(denial.get(shape)) for shape in range(len(self.snapshot.nodes.shapes))])
+        return np.where(denied[shapes], -np.inf, scores)
+
+    def _judge(self, row: int, score: float, slots: IntArray, denial: dict[int, str]) -> Candidate:
+        """Weigh one node with the rules that its shape has not settled; `score` holds those that it has."""
         nodes = self.snapshot.nodes
-        shape = int(nodes.shape[row])
-        score = float(placement.base_scores(nodes, np.array([row]), self.resources)[0])
-        bonus = self.bonus + float(shape_bonus[shape])
         own = [rule for rule in self.node_preferences if not rule.per_shape]
-        denied_by = shape_denial.get(shape)
+        denied_by = denial.get(int(nodes.shape[row]))
+        bonus = self.bonus
         if own or denied_by is None:
             self._set_node(row)
             bonus += sum(_weight(rule) for rule in own if rule.matches(self.context))
             if denied_by is None:
                 denied_by = self._verdict()
         return Candidate(
-            node=nodes.ids[row], score=round(score + bonus, 6), bonus=bonus, slots=slots, denied_by=denied_by
+            node=nodes.ids[row],
+            score=round(score + bonus, 6),
+            slots=int(slots[row]),
+            denied_by=denied_by,
         )
 
     def _verdict(self) -> str:
@@ -241,21 +257,19 @@ class _Judgement:
     def _set_node(self, row: int) -> None:
         nodes = self.snapshot.nodes
         shape = nodes.shapes[nodes.shape[row]]
-        self.context.add_variable(
-            "node",
-            {
-                "name": nodes.ids[row],
-                "platform": shape.platform,
-                "cores": shape.cores,
-                "memory": shape.memory_bytes,
-                "gpus": shape.gpus,
-                "labels": dict(shape.labels),
-                "free_cores": int(nodes.free_cores[row]),
-                "free_memory": int(nodes.free_memory_bytes[row]),
-                "free_gpus": int(nodes.free_gpus[row]),
-                "leases": int(nodes.leases[row]),
-            },
-        )
+        shown: dict[str, Any] = {}
+        for field in self.reads["node"]:
+            if field in STATIC_NODE_FIELDS:
+                shown[field] = _shape_value(shape, field)
+            elif field == "name":
+                shown[field] = nodes.ids[row]
+            else:
+                shown[field] = int(getattr(nodes, _COLUMNS.get(field, field))[row])
+        self._show_node(shown)
+
+    def _show_node(self, shown: dict[str, Any]) -> None:
+        """To the conditions that follow; only what some rule reads, because each field costs time."""
+        self.context.add_variable("node", shown)
 
     # outcomes -----------------------------------------------------------------------------------------------
     def _why_not(self, candidates: tuple[Candidate, ...], fitting: int) -> tuple[Block, str]:
@@ -323,19 +337,29 @@ class _Judgement:
         )
 
 
-def _batches(rows: IntArray, scores: FloatArray) -> Iterator[list[int]]:
-    """Rows in order of score, CANDIDATES_MAX first (cheap), and after that all others (sorted only when
+def _batches(scores: FloatArray) -> Iterator[list[int]]:
+    """Positions in order of score: CANDIDATES_MAX first (cheap), then all others (sorted only when
     needed).
     """
-    first = placement.best_rows(rows, scores, CANDIDATES_MAX)
-    yield first.tolist()
-    if len(rows) > CANDIDATES_MAX:
-        rest = placement.best_rows(rows, scores, len(rows))[CANDIDATES_MAX:].tolist()
+    positions = np.arange(len(scores))
+    yield placement.best_rows(positions, scores, CANDIDATES_MAX).tolist()
+    if len(scores) > CANDIDATES_MAX:
+        rest = placement.best_rows(positions, scores, len(scores))[CANDIDATES_MAX:].tolist()
         for start in range(0, len(rest), CANDIDATES_MAX):
             yield rest[start : start + CANDIDATES_MAX]
 
 
-def _variables(snapshot: Snapshot, demand: Demand) -> dict[str, Any]:
+def _variables(snapshot: Snapshot, demand: Demand, reads: dict[str, frozenset[str]]) -> dict[str, Any]:
+    """What conditions do read of what they may: a variable costs time in proportion to its fields."""
+    everything = _all_variables(snapshot, demand) if reads else {}
+    return {
+        root: {field: everything[root][field] for field in fields}
+        for root, fields in reads.items()
+        if root != "node"
+    }
+
+
+def _all_variables(snapshot: Snapshot, demand: Demand) -> dict[str, dict[str, Any]]:
     lease = demand.lease
     holding = snapshot.tenants.get(demand.tenant, Holding())
     pool = snapshot.pools.get(lease.pool, Pool())
@@ -370,6 +394,10 @@ def _variables(snapshot: Snapshot, demand: Demand) -> dict[str, Any]:
             "weekday": (minutes // 1440 + 3) % 7,
         },
     }
+
+
+def _shape_value(shape: Shape, field: str) -> Any:
+    return dict(shape.labels) if field == "labels" else getattr(shape, _COLUMNS.get(field, field))
 
 
 def _weight(rule: Rule) -> float:

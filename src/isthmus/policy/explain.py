@@ -40,12 +40,11 @@ def _nodes(decision: Decision) -> list[str]:
     lines = [f"{decision.nodes_fitting} of {decision.nodes_total} nodes had room."]
     chosen = set(decision.places)
     for candidate in decision.candidates:
-        bonus = f" ({candidate.bonus:+g} by rules)" if candidate.bonus else ""
         verdict = f"refused by rule {candidate.denied_by!r}" if candidate.denied_by else "not needed"
         if candidate.node in chosen:
             verdict = "chosen"
         lines.append(
-            f"  {candidate.node}: score {candidate.score:.3f}{bonus}, room for {candidate.slots}: {verdict}"
+            f"  {candidate.node}: score {candidate.score:.3f}, room for {candidate.slots}: {verdict}"
         )
     return lines
 

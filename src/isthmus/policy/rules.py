@@ -138,12 +138,14 @@ Spec = Allow | Deny | Prefer | Cap | Reclass
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """One compiled rule.
 
+    reads        the fields its condition reads, by variable; a field named "" stands for all of them
     reads_node   it must be evaluated for a node, not once per request
     per_shape    ... but only for one node of each shape: it reads nothing that differs among them
     """
 
     spec: Spec
     program: cel.Program
+    reads: dict[str, frozenset[str]]
     reads_node: bool
     per_shape: bool
     line: int
@@ -163,11 +165,15 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PolicySet(msgspec.Struct, frozen=True, kw_only=True):
-    """All rules, in the order in which they are evaluated, and the text they came from."""
+    """All rules, in the order in which they are evaluated, and the text they came from.
+
+    reads   the fields that any condition reads, by variable: only these are shown to conditions
+    """
 
     rules: tuple[Rule, ...] = ()
     source: str = ""
     text: str = ""
+    reads: dict[str, frozenset[str]] = msgspec.field(default_factory=dict)
 
     @property
     def may_preempt(self) -> bool:
@@ -189,9 +195,13 @@ def load_policies(text: str, source: str = "policy.toml") -> PolicySet:
     lines = _header_lines(text)
     rules = [_compile(table, text, line, source) for table, line in zip(tables, lines, strict=False)]
     _refuse_duplicates(rules, source)
-    return PolicySet(
-        rules=tuple(sorted(rules, key=lambda rule: -rule.spec.priority)), source=source, text=text
-    )
+    ordered = tuple(sorted(rules, key=lambda rule: -rule.spec.priority))
+    return PolicySet(rules=ordered, source=source, text=text, reads=_union_of_reads(ordered))
+
+
+def _union_of_reads(rules: tuple[Rule, ...]) -> dict[str, frozenset[str]]:
+    union = {root: frozenset[str]().union(*(rule.reads.get(root, ()) for rule in rules)) for root in FIELDS}
+    return {root: FIELDS[root] if "" in names else names for root, names in union.items() if names}
 
 
 def _rule_tables(tree: dict[str, Any], text: str, source: str) -> list[dict[str, Any]]:
@@ -240,8 +250,7 @@ def _compile(table: dict[str, Any], text: str, line: int, source: str) -> Rule:
     where = f"{source}:{_key_line(text, line, 'when')}: rule {spec.name!r}: "
     program = _compile_condition(spec.when, where)
     fields = _check_names(spec.when, program, where)
-    node_fields = fields.get("node")
-    if node_fields is not None and not spec.may_mention_node:
+    if "node" in fields and not spec.may_mention_node:
         raise PolicyError(
             f"{where}a {table['then']!r} rule is applied before a node is chosen; it cannot read node"
         )
@@ -249,8 +258,9 @@ def _compile(table: dict[str, Any], text: str, line: int, source: str) -> Rule:
     return Rule(
         spec=spec,
         program=program,
-        reads_node=node_fields is not None,
-        per_shape=node_fields is not None and node_fields <= STATIC_NODE_FIELDS,
+        reads={root: frozenset(names) for root, names in fields.items()},
+        reads_node="node" in fields,
+        per_shape="node" in fields and fields["node"] <= STATIC_NODE_FIELDS,
         line=line,
     )
 
