@@ -6,7 +6,6 @@
 
 import argparse
 import ast
-import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -48,9 +47,8 @@ def main() -> None:
     corpus = read_corpus(options.limit)
     batches = [[text for _, text in corpus[i : i + BATCH]] for i in range(0, len(corpus), BATCH)]
     with isthmus.connect() as site:
-        print(site.describe())
         start = time.perf_counter()
-        index = np.vstack(list(site.map(embed, batches, progress=sys.stderr.isatty() or "lines")))
+        index = np.vstack(list(site.map(embed, batches, progress=True)))
         took_s = time.perf_counter() - start
         print(f"\nembedded {len(corpus):,} docstrings in {took_s:.1f} s: {len(corpus) / took_s:,.0f} a second")
         for question in options.query or QUESTIONS:

