@@ -218,8 +218,8 @@ Outcome Engine::look() {
         return Outcome::message;
     }
     if (has_native_failures_.load(std::memory_order_relaxed)) return Outcome::attention;
-    if (wake_wanted_.load(std::memory_order_relaxed) || turns_wanted.load(std::memory_order_relaxed) != 0)
-        return Outcome::woken;
+    if (wake_wanted_.load(std::memory_order_relaxed)) return Outcome::woken;
+    if (!awaited_.active && turns_wanted.load(std::memory_order_relaxed) != 0) return Outcome::woken;
     return Outcome::nothing;
 }
 

@@ -10,6 +10,7 @@
 namespace isthmus {
 namespace {
 
+constexpr std::size_t near_rendezvous_bytes = std::size_t{32} << 20;
 constexpr std::size_t copy_bytes_max = 4096;  // data up to here is copied, so that the caller may reuse it at once
 constexpr std::uint32_t sends_outstanding_max = 256;  // per channel; beyond it send() says full
 constexpr std::uint32_t replies_outstanding_max = 4 * sends_outstanding_max;  // native answers must not be dropped
@@ -71,7 +72,7 @@ SendStatus Engine::submit(Channel& channel, Sending& sending, const Outgoing& ou
     std::size_t count = payload_bytes;
     ucp_request_param_t param{};
     param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-    param.flags = channel.recovers && payload_bytes >= rendezvous_bytes ? UCP_AM_SEND_FLAG_RNDV : UCP_AM_SEND_FLAG_EAGER;
+    param.flags = payload_bytes >= (channel.recovers ? rendezvous_bytes : near_rendezvous_bytes) ? UCP_AM_SEND_FLAG_RNDV : UCP_AM_SEND_FLAG_EAGER;
     param.cb.send = on_sent;
     param.user_data = &sending;
 

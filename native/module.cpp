@@ -343,7 +343,7 @@ Outcome Domain::drive(nb::handle self, Turn& turn, bool may_yield, std::uint64_t
                 check_signals();
                 break;
             case Outcome::woken:
-                if (engine.take_wake() && may_yield) return outcome;
+                if (engine.take_wake()) return outcome;
                 if (may_yield && engine.turns_wanted.load() != 0) turn.yield();
                 break;
             case Outcome::nothing:
