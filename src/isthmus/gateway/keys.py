@@ -122,7 +122,7 @@ class KeyStore:
             tenant=key.tenant, role=key.role, name=key.label or key.key, quota=self.quota(key.tenant)
         )
 
-    def keys(self, tenant: TenantId | None = None) -> list[KeySummary]:
+    def summaries(self, tenant: TenantId | None = None) -> list[KeySummary]:
         return [_summary(key) for key in self._keys.values() if tenant in (None, key.tenant)]
 
     def find(self, key_id: KeyId) -> KeySummary:

@@ -58,7 +58,7 @@ class Tenants:
 
     async def show_all(self, asked: Asked) -> list[KeySummary]:
         principal = asked.principal
-        return self._keys.keys(None if principal.role == "admin" else principal.tenant)
+        return self._keys.summaries(None if principal.role == "admin" else principal.tenant)
 
     async def revoke(self, asked: Asked) -> KeySummary:
         """An administrator may revoke any key, others those of their own tenant; foreign keys do not exist to

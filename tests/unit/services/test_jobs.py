@@ -1,4 +1,6 @@
-"""Durable calls against real fabric channels: executors are threads with a SocketDomain, leases come from a twin."""
+"""Durable calls against real fabric channels: executors are threads with a SocketDomain, leases come from a
+twin.
+"""
 
 import asyncio
 import threading
@@ -13,7 +15,14 @@ from isthmus.core.clock import SystemClock
 from isthmus.core.errors import DeniedError, InvalidRequestError, NoCapacityError, NotFoundError
 from isthmus.core.ids import ExecutorId, LeaseId, NodeId, TenantId, new_id
 from isthmus.core.model import (
-    EndReason, Enforcement, ExecutorInfo, Lease, LeaseState, Principal, Quota, python_version,
+    EndReason,
+    Enforcement,
+    ExecutorInfo,
+    Lease,
+    LeaseState,
+    Principal,
+    Quota,
+    python_version,
 )  # fmt: skip
 from isthmus.core.settings import JobsSettings
 from isthmus.fabric.codec import decode_error
@@ -26,7 +35,9 @@ BOB = Principal(tenant=TenantId("bob"))
 
 
 class Executor:
-    """What an executor does on the wire: `echo` answers, `raise` fails, `die` dies, `hang` waits for a cancel."""
+    """What an executor does on the wire: `echo` answers, `raise` fails, `die` dies, `hang` waits for a
+    cancel.
+    """
 
     def __init__(self, path) -> None:
         self.seen: list[bytes] = []
@@ -118,7 +129,8 @@ class Leases:
                            arguments_meta=b"", arguments_data=b"")  # fmt: skip
         return Lease(
             lease=lease, tenant=principal.tenant, resources=base.resources, lease_class=base.lease_class,
-            environment=base.environment, state=LeaseState.ENDED, end_reason=self.end_reason, end_detail="code 9",
+            environment=base.environment, state=LeaseState.ENDED, end_reason=self.end_reason,
+            end_detail="code 9",
         )  # fmt: skip
 
 

@@ -29,9 +29,16 @@ def test_ordinary_words_stay():
     assert redact_text(words) == words
 
 
-@pytest.mark.parametrize("event", [
-    {"api_key": "short"}, {"a": {"lease_key": b"bytes"}}, {"a": [{"token": "t"}]}, {"headers": {"Authorization": "x y"}},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"api_key": "short"},
+        {"a": {"lease_key": b"bytes"}},
+        {"a": [{"token": "t"}]},
+        {"headers": {"Authorization": "x y"}},
+    ],
+    ids=str,
+)
 def test_a_field_that_is_named_like_a_secret_loses_its_value(event):
     told = json.dumps(redact_event(None, "info", event))
     assert REDACTED in told

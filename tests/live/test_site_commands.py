@@ -1,0 +1,109 @@
+"""Every command against a real site: what programs read (--json), what people read, and the exit codes."""
+
+import functools
+import json
+
+import pytest
+from tests.live.commands import commander
+from tests.live.sites import running_site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    with running_site(tmp_path_factory.mktemp("commands") / "state") as running:
+        yield running
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, capsys, tmp_path):
+    """Runs a command without naming a site."""
+    return commander(monkeypatch, capsys, home=tmp_path)
+
+
+@pytest.fixture
+def isthmus(site, elsewhere):
+    """Runs a command for this site."""
+    return functools.partial(elsewhere, ISTHMUS_STATE=str(site.state))
+
+
+@pytest.fixture
+def as_json(isthmus):
+    def run(*arguments):
+        code, words, complaint = isthmus(*arguments, "--json")
+        assert (code, complaint) == (0, "")
+        return json.loads(words)
+
+    return run
+
+
+@pytest.fixture
+def lease(site):
+    with site.client() as client:
+        granted = client.post("/v1/leases", json={"wait_s": 20}).json()["grants"][0]["lease"]
+        yield granted
+        client.delete(f"/v1/leases/{granted}")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["status", "nodes", "leases", "leases --ended", "functions", "calls", "usage", "config", "token list",
+     "policy show", "policy dry-run"],
+)  # fmt: skip
+def test_a_command_that_shows_something_has_words_and_a_document(isthmus, as_json, command):
+    code, words, complaint = isthmus(*command.split())
+    assert (code, complaint) == (0, "")
+    assert words.strip()
+    assert as_json(*command.split()) is not None
+
+
+def test_a_lease_can_be_seen_explained_and_released(isthmus, as_json, lease):
+    (row,) = [row for row in as_json("leases") if row["lease"] == lease]
+    assert row["state"] == "active"
+    assert lease in isthmus("leases").words
+    assert f"Lease {lease} is active" in isthmus("explain", lease).words
+    assert as_json("explain", lease)["outcome"] == "grant"
+    assert isthmus("logs", lease) == (0, "", "")
+    assert as_json("release", lease)["end_reason"] == "released"
+    assert "ended" in isthmus("release", lease).words
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["explain ls_nobody", "release ls_nobody", "logs ls_nobody", "cancel call_nobody", "drain nowhere",
+     "resume nowhere", "token revoke key_nobody"],
+)  # fmt: skip
+def test_what_does_not_exist_has_exit_code_4(isthmus, command):
+    code, words, complaint = isthmus(*command.split())
+    assert (code, words) == (4, "")
+    assert complaint.startswith("isthmus: no ")
+    assert complaint.count("\n") == 1
+
+
+def test_a_node_is_drained_and_resumed(as_json):
+    (node,) = as_json("nodes")
+    assert [row["node"] for row in as_json("drain", node["node"])] == [node["node"]]
+    assert [row["node"] for row in as_json("resume", node["node"])] == [node["node"]]
+
+
+def test_a_key_is_made_used_by_login_and_revoked(isthmus, as_json, elsewhere, site, tmp_path):
+    created = as_json("token", "create", "physics", "--label", "laptop")
+    assert created["secret"].startswith("isk_")
+    assert created["key"] in isthmus("token", "list").words
+    assert elsewhere("login", site.url, input=created["secret"]).code == 0
+    assert (tmp_path / ".config" / "isthmus" / "login.json").stat().st_mode & 0o777 == 0o600
+    assert json.loads(elsewhere("status", "--json").words)["tenant"] == "physics"
+    assert as_json("token", "revoke", created["key"])["revoked"]
+    assert elsewhere("status").code == 1
+    again = elsewhere("login", site.url, input=created["secret"])
+    assert again.code == 1
+    assert "revoked" in again.complaint
+    assert as_json("login", "--forget")["site"] == ""
+    assert elsewhere("status").code == 3
+
+
+def test_other_rules_are_tried_and_replayed(as_json, tmp_path, lease):
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[[rule]]\nname = "closed"\nthen = "deny"\nmessage = "closed today"\n')
+    assert as_json("policy", "dry-run", str(policy))["outcome"] == "deny"
+    replayed = as_json("policy", "replay", str(policy))
+    assert len(replayed["changes"]) == replayed["judged"] >= 1
