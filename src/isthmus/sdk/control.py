@@ -36,6 +36,8 @@ class Control:
         self._key = key
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
+        self._active = 0  # requests under way; the client is closed when the last one ends
+        self._closed = False
 
     # leases ------------------------------------------------------------------------
     def request_leases(self, request: api.LeaseRequest) -> api.LeaseReply:
@@ -85,10 +87,10 @@ class Control:
         self._repeat("DELETE", f"/v1/calls/{call}")
 
     def close(self) -> None:
+        """Free the connections, at the end of the last request under way. Late requests still work, one by one."""
         with self._lock:
-            if self._client is not None:
-                self._client.close()
-                self._client = None
+            self._closed = True
+            self._close_if_idle()
 
     # inside ------------------------------------------------------------------------
     def _read(self, kind: type[T], path: str) -> T:
@@ -115,27 +117,41 @@ class Control:
         import httpx
 
         limits = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+        client = self._enter()
         try:
-            reply = self._http().request(method, path, content=body, headers=headers, timeout=limits)
+            reply = client.request(method, path, content=body, headers=headers, timeout=limits)
         except httpx.HTTPError as error:
             raise errors.SiteUnavailableError(
                 f"the site at {self.url} did not answer {method} {path} ({type(error).__name__}: {error}); "
                 "open leases go on; see `isthmus status`"
             ) from error
+        finally:
+            self._leave()
         if reply.is_success:
             return reply.content
         raise _error_of(reply.content, reply.status_code, self.url)
 
-    def _http(self) -> "httpx.Client":
+    def _enter(self) -> "httpx.Client":
         import httpx
 
         with self._lock:
+            self._active += 1
             if self._client is None:
                 bearer = {"authorization": f"Bearer {self._key}"} if self._key else {}
                 loopback = httpx.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
                 # A proxy meant for the outside world must not stand between us and our own machine.
                 self._client = httpx.Client(base_url=self.url, headers=bearer, trust_env=not loopback)
             return self._client
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._active -= 1
+            self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        if self._closed and self._active == 0 and self._client is not None:
+            self._client.close()
+            self._client = None
 
 
 def _error_of(body: bytes, status: int, url: str) -> errors.IsthmusError:

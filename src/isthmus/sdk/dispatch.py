@@ -102,6 +102,7 @@ class Pool:
     pause_s: float = GROW_PAUSE_S
     refusals: int = 0
     broken: BaseException | None = None
+    retired: bool = False  # its executors were given back; it gets no others
     closing: bool = False  # its user is gone: it ends with its last call
 
     @property
@@ -220,10 +221,12 @@ class Dispatch:
         self._withdraw(call, b"cancel", now_s)
         return True
 
-    def cancel_queued(self, pool: Pool) -> list[Call]:
-        """Withdraw every call that no executor has seen."""
-        calls = list(pool.queue)
-        pool.queue.clear()
+    def cancel_queued(self, pool: Pool, keep_oldest: bool = False) -> list[Call]:
+        """Withdraw every call that no executor has seen, but perhaps the one an executor is being had for."""
+        kept = 1 if keep_oldest and pool.requesting and not pool.executors else 0
+        calls = list(pool.queue)[kept:]
+        while len(pool.queue) > kept:
+            pool.queue.pop()
         for call in calls:
             self._finish(call)
         return calls
@@ -238,6 +241,9 @@ class Dispatch:
     def granted(self, pool: Pool, executors: list[Executor], now_s: float) -> None:
         pool.requesting, pool.refusals, pool.pause_s = False, 0, GROW_PAUSE_S
         pool.growth *= 2
+        if pool.retired:  # its user left while the request was under way
+            self.effects += [Release(executor) for executor in executors]
+            return
         for executor in executors:
             executor.last_s = now_s
             pool.executors[executor.name] = executor

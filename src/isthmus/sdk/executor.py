@@ -12,6 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures._base import LOGGER
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -137,6 +138,8 @@ class _Pending(Future[T]):
         if isinstance(exception, ExecutorLostError | InitializerFailed) and not isinstance(
             exception, BrokenExecutor
         ):
+            if isinstance(exception, InitializerFailed):
+                LOGGER.critical("Exception in initializer:", exc_info=exception)
             broken = BrokenExecutor(str(exception))
             broken.__cause__ = exception
             super().set_exception(broken)

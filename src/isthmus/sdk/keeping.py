@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from isthmus.core.api import LeaseRequest
-from isthmus.core.errors import ExecutorLostError, FabricError, IsthmusError, TokenError
+from isthmus.core.errors import ExecutorLostError, IsthmusError
 from isthmus.core.ids import LeaseId
 from isthmus.core.model import ISTHMUS_VERSION, python_version
 from isthmus.fabric.frames import Hello
@@ -96,7 +96,7 @@ class Keeper:
         try:
             for holding in holdings:
                 links.append(self._connect(holding, _hello(holding)))  # noqa: PERF401 - closed one by one on failure
-        except FabricError:
+        except IsthmusError:
             for link in links:
                 link.channel.close()
             for holding in holdings:
@@ -110,7 +110,7 @@ class Keeper:
         assert events is not None
         try:
             links = self.take(request)
-        except (IsthmusError, TokenError) as error:
+        except IsthmusError as error:
             events.refused(pool, error)
             return
         if self._closing:

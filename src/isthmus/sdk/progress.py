@@ -137,13 +137,14 @@ class Engine:
                         self._cancel_payload(call)
                 self.core.effects.append(dispatch.Release(executor))
             pool.executors.clear()
+            pool.retired = True
             self.core.pools.pop(pool.name, None)
             settled = self._carry_out()
         self._settle(settled)
 
     def cancel_queued(self, pool: Pool) -> list[Future[Any]]:
         with self._lock:
-            calls = self.core.cancel_queued(pool)
+            calls = self.core.cancel_queued(pool, keep_oldest=True)
         futures = [call.payload.future for call in calls if isinstance(call.payload, Payload)]
         return [future for future in futures if future is not None]
 
