@@ -77,7 +77,7 @@ class Environments:
 
 
 async def _make_venv(base: str, draft: Path) -> list[str]:
-    """An empty venv, and the command that installs into it: the base's own pip where there is one, which saves
+    """An empty venv, and the command that installs into it: the base's own pip where there is one, saving
     the seconds that a pip inside the venv takes to set up.
     """
     failure = "the virtual environment cannot be made"

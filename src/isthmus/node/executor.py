@@ -45,7 +45,7 @@ def run(control: socket.socket, fabric: str) -> NoReturn:
     page = _occupy(assignment)
     server = Server(domain, page, assignment.spin_s, lambda code: _leave(page, code))
     try:
-        address = domain.listen(assignment.listen, _Admission(assignment))
+        address = domain.listen(assignment.listen, Admission(assignment))
         domain.announce(ANNOUNCE)
     except (IsthmusError, OSError) as error:
         control.send(assignments.pack(Broken(code="FabricError", message=str(error))))
@@ -86,7 +86,7 @@ def _occupy(assignment: Assignment) -> Page:
     return page
 
 
-class _Admission:
+class Admission:
     """Who may connect: holders of a token of this lease that speak our versions."""
 
     def __init__(self, assignment: Assignment) -> None:

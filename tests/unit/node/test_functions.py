@@ -1,0 +1,94 @@
+"""The function table: kinds, loading, actors."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from isthmus.core.errors import FunctionLoadError
+from isthmus.fabric.codec import FunctionHeader, encode_function, function_kind
+from isthmus.node.functions import Function, Loop
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+def _function(target: Any, loop: Loop) -> Function:
+    header = FunctionHeader(name="f", kind=function_kind(target))
+    return Function(header, encode_function(target), 0, loop)
+
+
+def test_a_plain_function_has_a_target_once_loaded(loop: Loop) -> None:
+    function = _function(lambda value: value + 1, loop)
+    assert function.target is None
+    assert function.invoke(1) == 2
+    assert function.target is not None
+    assert function.target(2) == 3
+
+
+def test_a_coroutine_function_is_run_to_its_end(loop: Loop) -> None:
+    async def late(value: int) -> int:
+        await asyncio.sleep(0)
+        return value
+
+    function = _function(late, loop)
+    assert function.invoke(3) == 3
+    assert function.target is None
+
+
+def test_code_that_cannot_be_loaded_fails_each_time_alike(loop: Loop) -> None:
+    function = Function(FunctionHeader(name="f"), b"cno_such_module\nf\n.", 0, loop)
+    for _ in range(2):
+        with pytest.raises(FunctionLoadError, match="no_such_module"):
+            function.invoke()
+
+
+class Recorder:
+    events: list[str] = []  # noqa: RUF012
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.events.append(f"made {name}")
+
+    def enter(self) -> None:
+        self.events.append("entered")
+
+    async def leave(self) -> None:
+        self.events.append("left")
+
+    def greet(self, *, self_: str = "") -> str:
+        return self.name + self_
+
+
+Recorder.enter.__isthmus_enter__ = True  # type: ignore[attr-defined]
+Recorder.leave.__isthmus_exit__ = True  # type: ignore[attr-defined]
+
+
+def test_an_actor_is_made_entered_used_and_left_once(loop: Loop) -> None:
+    actor = Function(FunctionHeader(name="R", kind="actor"), b"", 0, loop)
+    actor._loaded = Recorder
+    Recorder.events = []
+    with pytest.raises(RuntimeError, match="before the actor was made"):
+        actor.invoke("greet")
+    assert actor.invoke("__init__", "a") is None
+    assert actor.invoke("greet", self_="!") == "a!"
+    actor.leave()
+    actor.leave()
+    assert Recorder.events == ["made a", "entered", "left"]
+
+
+def test_an_exit_method_that_raises_stops_nothing(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
+    class Bad:
+        def leave(self) -> None:
+            raise ValueError("on the way out")
+
+    Bad.leave.__isthmus_exit__ = True  # type: ignore[attr-defined]
+    actor = Function(FunctionHeader(name="B", kind="actor"), encode_function(Bad), 0, loop)
+    actor.invoke("__init__")
+    actor.leave()
+    assert "on the way out" in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""Which control files the mechanisms write, on directories that stand for the kernel's."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from isthmus.core.errors import SettingsError
+from isthmus.core.ids import LeaseId
+from isthmus.node.isolation import CgroupV1, CgroupV2, Rlimits, Share, choose, groups, state_tag
+from isthmus.node.isolation.cgroup_v1 import parse_cores
+
+LEASE = LeaseId("ls_a")
+SHARE = Share((0, 2), 256 * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("0-3,8\n", [0, 1, 2, 3, 8]), ("5", [5]), ("\n", []), ("0,2-3", [0, 2, 3])]
+)
+def test_sets_of_cores_are_read_as_the_kernel_writes_them(text: str, cores: list[int]) -> None:
+    assert parse_cores(text) == cores
+
+
+def test_version_2_writes_every_limit(tmp_path: Path) -> None:
+    group = tmp_path / "isthmus-tag-ls_a"
+    group.mkdir()
+    for name in ("cpuset.cpus", "memory.max", "memory.high", "memory.swap.max", "pids.max"):
+        (group / name).touch()
+    CgroupV2("tag", base=tmp_path).create(LEASE, SHARE)
+    assert (group / "cpuset.cpus").read_text() == "0,2"
+    assert (group / "memory.max").read_text() == str(SHARE.memory_bytes)
+    assert (group / "memory.swap.max").read_text() == "0"
+    assert int((group / "pids.max").read_text()) > 0
+
+
+def test_version_2_reads_what_a_lease_used(tmp_path: Path) -> None:
+    group = tmp_path / "isthmus-tag-ls_a"
+    group.mkdir()
+    (group / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\n")
+    (group / "memory.stat").write_text("anon 4096\nfile 8192\n")
+    (group / "memory.peak").write_text("9000\n")
+    (group / "memory.events").write_text("low 0\noom 2\noom_kill 1\n")
+    isolation = CgroupV2("tag", base=tmp_path)
+    assert isolation.consumption(LEASE) == (1_500_000_000, 4096, 9000)
+    assert isolation.oom_kills(LEASE) == 1
+    assert isolation.remains() == ["ls_a"]
+
+
+def test_version_2_without_controllers_says_which_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpu pids\n")
+    assert "cpuset, memory" in CgroupV2("tag", base=tmp_path).probe()
+
+
+def test_version_1_without_hierarchies_says_so() -> None:
+    assert CgroupV1("tag", mounts={}).probe() == "no version 1 hierarchy for cpuset and memory"
+
+
+def test_what_is_gone_counts_nothing() -> None:
+    isolation = CgroupV1("tag", mounts={})
+    assert isolation.consumption(LEASE) == (0, 0, 0)
+    assert isolation.oom_kills(LEASE) == 0
+    isolation.destroy(LEASE)
+
+
+def test_a_refused_write_names_the_file_and_the_value(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"writing 7.*memory\.max"):
+        groups.write(tmp_path / "memory.max", 7)
+
+
+def test_a_mechanism_that_is_named_but_does_not_work_is_an_error() -> None:
+    if os.environ.get("XDG_RUNTIME_DIR"):
+        pytest.skip("this machine may have systemd delegation")
+    with pytest.raises(SettingsError, match="systemd"):
+        choose("systemd", "tag")
+
+
+def test_choosing_by_hand_takes_the_weak_one() -> None:
+    isolation, _ = choose("none", "tag")
+    assert isinstance(isolation, Rlimits)
+
+
+def test_two_state_directories_never_share_groups(tmp_path: Path) -> None:
+    assert state_tag(tmp_path / "a") != state_tag(tmp_path / "b")
+    assert state_tag(tmp_path / "a") == state_tag(tmp_path / "b" / ".." / "a")
