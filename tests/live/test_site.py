@@ -118,7 +118,8 @@ def test_a_bad_policy_is_refused_with_its_line(tmp_path):
     process, _ = start(tmp_path / "state", ISTHMUS_POLICY__FILE=str(policy))
     _, words = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert f"{policy}:3".encode() in words
+    assert words.startswith(f"isthmus: {policy}:3".encode())
+    assert words.count(b"\n") == 1
 
 
 def test_up_detached_returns_when_the_site_is_ready_and_down_ends_it(tmp_path):

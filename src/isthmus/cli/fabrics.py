@@ -1,6 +1,6 @@
 """Command: fabric."""
 
-import dataclasses
+import importlib
 from typing import Any
 
 import typer
@@ -22,7 +22,7 @@ def fabric(as_json: Json = False) -> None:
     Without UCX the plain-Python fabric is used: the same behaviour, slower.
     """
     try:
-        from isthmus.fabric import report
+        report = importlib.import_module("isthmus.fabric.report")
     except ImportError as error:
         raise Failure(f"no fabric report here ({error}); the plain-Python fabric is used") from error
     made = report.report()
@@ -35,4 +35,4 @@ def fabric(as_json: Json = False) -> None:
 def _plain(made: Any) -> Any:
     import msgspec
 
-    return dataclasses.asdict(made) if dataclasses.is_dataclass(made) else msgspec.to_builtins(made)
+    return msgspec.to_builtins(made)

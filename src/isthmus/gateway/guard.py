@@ -2,13 +2,18 @@
 it.
 """
 
+import msgspec
+import structlog
+
 from isthmus.core.clock import Clock
-from isthmus.core.errors import AuthError, NotFoundError
+from isthmus.core.errors import AuthError, NotFoundError, SiteUnavailableError
 from isthmus.core.ids import LeaseId
 from isthmus.core.model import LeaseState, Principal
 from isthmus.core.tokens import lease_key, verify
 from isthmus.gateway.keys import AuditRow, KeyStore
 from isthmus.leasing import Leasing
+
+_log = structlog.get_logger("gateway.guard")
 
 _LEASE_PREFIX = "lease:"
 _AUTHORIZATION_CHARACTERS_MAX = 4096
@@ -32,17 +37,19 @@ class SiteGuard:
         return self._keys.authenticate(bearer)
 
     def note(self, principal: Principal, action: str, status: int, detail: str) -> None:
-        self._keys.record(
-            AuditRow(
-                at_s=self._clock.now(),
-                tenant=principal.tenant,
-                name=principal.name,
-                role=principal.role,
-                action=action,
-                status=status,
-                detail=detail,
-            )
+        row = AuditRow(
+            at_s=self._clock.now(),
+            tenant=principal.tenant,
+            name=principal.name,
+            role=principal.role,
+            action=action,
+            status=status,
+            detail=detail,
         )
+        try:
+            self._keys.record(row)
+        except SiteUnavailableError as error:  # what was done is done: at least the log has it
+            _log.error("not audited", why=str(error), row=msgspec.to_builtins(row))
 
     def _identify_lease(self, bearer: str) -> Principal:
         """The lease's own code. Its tenant is the ledger's word, not the token's: executors hold the key that

@@ -20,7 +20,7 @@ import msgspec
 
 from isthmus.core.api import KeySummary, NewKey
 from isthmus.core.clock import Clock
-from isthmus.core.errors import AuthError, InvalidRequestError, NotFoundError
+from isthmus.core.errors import AuthError, InvalidRequestError, NotFoundError, SiteUnavailableError
 from isthmus.core.ids import KeyId, TenantId, new_id
 from isthmus.core.model import Principal, Quota, Record
 
@@ -29,6 +29,8 @@ _ID_CHARACTERS = 16
 _SECRET_CHARACTERS = len(SECRET_PREFIX) + _ID_CHARACTERS + 43  # 43: 256 bits in base64url
 LAST_USED_PERIOD_S = 60.0  # a key's last use is written at most this often
 KEYS_MAX = 100_000
+AUDIT_ROWS_MAX = 1_000_000
+AUDIT_TRIM_ROWS = 1000  # appended between two trims
 LOCAL_TENANT = TenantId("local")
 
 Role = Literal["admin", "operator", "user"]
@@ -80,6 +82,7 @@ class KeyStore:
         path.touch(mode=0o600)
         self._database = sqlite3.connect(path, isolation_level=None)
         self._database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}")
+        self._audited = 0
         self._keys = {row[0]: _load(row) for row in self._database.execute("SELECT * FROM keys")}
         quotas = self._database.execute("SELECT tenant, quota FROM quotas")
         self._quotas = {
@@ -147,11 +150,16 @@ class KeyStore:
         self._quotas[tenant] = quota
 
     def record(self, row: AuditRow) -> None:
+        """Append to the audit trail, which keeps the newest AUDIT_ROWS_MAX rows."""
         self._write(
             "INSERT INTO audit (at_s, tenant, name, role, action, status, detail)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             msgspec.structs.astuple(row),
         )
+        self._audited += 1
+        if self._audited % AUDIT_TRIM_ROWS == 0:
+            newest = "SELECT max(number) FROM audit"
+            self._write(f"DELETE FROM audit WHERE number <= ({newest}) - ?", (AUDIT_ROWS_MAX,))
 
     def audit(self, limit: int = 1000) -> list[AuditRow]:
         """The newest rows, newest first."""
@@ -159,9 +167,6 @@ class KeyStore:
         query = f"SELECT {columns} FROM audit ORDER BY number DESC LIMIT ?"
         rows = self._database.execute(query, (limit,))
         return [AuditRow(**dict(zip(AuditRow.__struct_fields__, row, strict=True))) for row in rows]
-
-    def forget_audit(self, before_s: float) -> None:
-        self._write("DELETE FROM audit WHERE at_s < ?", (before_s,))
 
     def _note_use(self, key: _Key) -> None:
         now_s = self._clock.now()
@@ -171,13 +176,11 @@ class KeyStore:
 
     def _write(self, statement: str, values: tuple[object, ...], durable: bool = False) -> None:
         """`durable` waits for the disk; the rest may lose its last moments to a power cut, not to a crash."""
-        if durable:
-            self._database.execute("PRAGMA synchronous=FULL")
+        self._database.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         try:
             self._database.execute(statement, values)
-        finally:
-            if durable:
-                self._database.execute("PRAGMA synchronous=NORMAL")
+        except sqlite3.OperationalError as error:
+            raise SiteUnavailableError(f"cannot write down keys: {error}; is the disk full?") from error
 
 
 def own_key(store: KeyStore, path: Path) -> str:

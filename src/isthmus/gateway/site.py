@@ -12,20 +12,21 @@ import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import structlog
-import uvicorn
+from starlette.applications import Starlette
 
 from isthmus.core.api import SiteFile
 from isthmus.core.clock import Clock, SystemClock
 from isthmus.core.discovery import KEY_FILE, is_alive
 from isthmus.core.errors import SettingsError
 from isthmus.core.model import ISTHMUS_VERSION, Record
-from isthmus.core.settings import GatewaySettings, PolicySettings, Settings
-from isthmus.gateway import state_directory
+from isthmus.core.settings import PolicySettings, Settings
+from isthmus.gateway import http, state_directory
 from isthmus.gateway.agents import AgentHub
 from isthmus.gateway.calls import Calls
 from isthmus.gateway.guard import SiteGuard
@@ -37,15 +38,13 @@ from isthmus.gateway.policies import Policies
 from isthmus.gateway.rest import application
 from isthmus.gateway.tenants import Tenants
 from isthmus.leasing import Leasing, Ledger
-from isthmus.node.messages import MESSAGE_BYTES_MAX
-from isthmus.platforms import LocalPlatform
+from isthmus.platforms import LocalPlatform, Platform
 from isthmus.policy import ALLOW_ALL, PolicySet, load_policies
 from isthmus.services.functions import Functions
 from isthmus.services.jobs import CallStore, Jobs, Relay
 from isthmus.telemetry import logs
 
 FIRST_AGENT_TIMEOUT_S = 20.0  # the site is ready even if its agent is not: requests wait for nodes
-HTTP_SHUTDOWN_S = 1  # for answers on their way; waiting requests are cancelled
 PARENT_POLL_S = 1.0  # only where the kernel has no pidfd
 
 _log = structlog.get_logger("gateway.site")
@@ -86,117 +85,91 @@ def _state(options: SiteOptions) -> Iterator[None]:
 
 
 async def _serve(settings: Settings, options: SiteOptions, clock: Clock) -> None:
-    listener = _listen(settings.gateway, state_directory.last_port(options.state))
+    listener = http.listen(settings.gateway, state_directory.last_port(options.state))
     site = SiteFile(
-        url=_url(settings.gateway, listener),
+        url=http.url_of(settings.gateway, listener),
         pid=os.getpid(),
         version=ISTHMUS_VERSION,
         ephemeral=options.ephemeral,
     )
     stop = _stop_event(options.parent)
-    async with _site(settings, options.state, clock, site, listener):
-        state_directory.announce(options.state, site)
-        _tell_ready(options.ready_fd, site)
-        _log.info("site ready", url=site.url, version=site.version, ephemeral=site.ephemeral)
-        await stop.wait()
-        _log.info("site stopping")
-        state_directory.withdraw(options.state)
+    with listener, ExitStack() as stack:
+        parts = _build(settings, options.state, clock, site, stack)
+        async with _running(parts, listener, stop):
+            state_directory.announce(options.state, site)
+            _tell_ready(options.ready_fd, site)
+            _log.info("site ready", url=site.url, version=site.version, ephemeral=site.ephemeral)
+            await stop.wait()
+            _log.info("site stopping")
+            state_directory.withdraw(options.state)
     _log.info("site stopped")
 
 
+class _Parts(NamedTuple):
+    """What runs, and has to be stopped in order."""
+
+    hub: AgentHub
+    platform: Platform
+    leasing: Leasing
+    jobs: Jobs
+    application: Starlette
+
+
+def _build(settings: Settings, state: Path, clock: Clock, site: SiteFile, stack: ExitStack) -> _Parts:
+    """Make and join all parts; nothing runs yet. What is opened here is closed by `stack`.
+
+    Raises SettingsError, PolicyError, LedgerError.
+    """
+    policies = _policies(settings.policy)
+    keys = KeyStore(state / "keys.sqlite3", clock)
+    stack.callback(keys.close)
+    ledger = Ledger(state / "ledger.sqlite3")
+    stack.callback(ledger.close)
+    calls = CallStore(state / "calls.sqlite3", settings.leasing.history_s)
+    stack.callback(calls.close)
+    own_key(keys, state / KEY_FILE)
+    site_key, join_key = keep_secret(state / "site.key"), keep_secret(state / "join.key")
+    hub = AgentHub(join_key, settings.leasing.orphan_s)
+    platform = LocalPlatform(settings, state, site.url, join_key, parent=site.pid if site.ephemeral else 0)
+    leasing = Leasing(settings.leasing, ledger, platform, hub, policies, clock, site_key)
+    jobs = Jobs(settings.jobs, leasing, calls, Relay(settings.node.fabric), clock, keys.quota)
+    operations = [
+        *Overview(leasing, platform.name, site, clock).operations(),
+        *Leases(leasing, hub).operations(),
+        *Nodes(leasing, Functions(leasing)).operations(),
+        *Policies(leasing).operations(),
+        *Calls(jobs).operations(),
+        *Tenants(keys).operations(),
+    ]
+    guard = SiteGuard(keys, leasing, site_key, clock)
+    app = application(operations, guard, hub, leasing, settings.gateway.body_bytes_max)
+    return _Parts(hub, platform, leasing, jobs, app)
+
+
 @asynccontextmanager
-async def _site(
-    settings: Settings, state: Path, clock: Clock, site: SiteFile, listener: socket.socket
-) -> AsyncIterator[None]:
-    """All parts, running; taken down in the reverse order at the end of the block."""
-    async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
-        keys = KeyStore(state / "keys.sqlite3", clock)
-        stack.callback(keys.close)
-        own_key(keys, state / KEY_FILE)
-        site_key, join_key = keep_secret(state / "site.key"), keep_secret(state / "join.key")
-        policies = _policies(settings.policy)
-        hub = AgentHub(join_key, settings.leasing.orphan_s)
-        platform = LocalPlatform(
-            settings, state, site.url, join_key, parent=site.pid if site.ephemeral else 0
-        )
-        ledger = Ledger(state / "ledger.sqlite3")
-        stack.callback(ledger.close)
-        leasing = Leasing(settings.leasing, ledger, platform, hub, policies, clock, site_key)
-        calls = CallStore(state / "calls.sqlite3", settings.leasing.history_s)
-        stack.callback(calls.close)
-        jobs = Jobs(settings.jobs, leasing, calls, Relay(settings.node.fabric), clock, keys.quota)
-        operations = [
-            *Overview(leasing, platform.name, site, clock).operations(),
-            *Leases(leasing, hub).operations(),
-            *Nodes(leasing, Functions(leasing)).operations(),
-            *Policies(leasing).operations(),
-            *Calls(jobs).operations(),
-            *Tenants(keys).operations(),
-        ]
-        guard = SiteGuard(keys, leasing, site_key, clock)
-        app = application(operations, guard, hub, leasing, settings.gateway.body_bytes_max)
-        server = _server(app)
-        http = tasks.create_task(server.serve(sockets=[listener]), name="gateway.http")
+async def _running(parts: _Parts, listener: socket.socket, stop: asyncio.Event) -> AsyncIterator[None]:
+    """All parts at work; stopped at the end of the block: first those that use others, REST last."""
+    server = http.Server(parts.application)
+    async with asyncio.TaskGroup() as tasks:
+        serving = tasks.create_task(server.serve(sockets=[listener]), name="gateway.http")
         loops = [
-            tasks.create_task(leasing.run(), name="leasing.run"),
-            tasks.create_task(jobs.run(), name="services.jobs"),
+            tasks.create_task(parts.leasing.run(), name="leasing.run"),
+            tasks.create_task(parts.jobs.run(), name="services.jobs"),
         ]
         try:
-            await platform.start()
-            await _first_agent(hub)
+            await parts.platform.start()
+            await _first_agent(parts.hub, stop)
             yield
         finally:
             for loop in loops:
                 loop.cancel()
             await asyncio.wait(loops)
-            await jobs.close()
-            await leasing.close()
-            await platform.close()
-            await hub.close()
-            server.should_exit = True
-            await asyncio.wait({http})
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: the site decides what a signal means."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _server(app: object) -> _Server:
-    return _Server(
-        uvicorn.Config(
-            app,  # type: ignore[arg-type]
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            lifespan="off",
-            ws="websockets-sansio",
-            ws_max_size=MESSAGE_BYTES_MAX,
-            ws_per_message_deflate=False,
-            timeout_graceful_shutdown=HTTP_SHUTDOWN_S,
-            timeout_keep_alive=60,
-        )
-    )
-
-
-def _listen(settings: GatewaySettings, preferred_port: int) -> socket.socket:
-    """Bind at once, so that the address is known before anything is told it. Raises SettingsError."""
-    for port in [settings.port] if settings.port else [preferred_port, 0]:
-        try:
-            listener = socket.create_server((settings.host, port), backlog=1024)
-            break
-        except OSError as error:
-            failure = error
-    else:
-        where = f"{settings.host}:{settings.port}"
-        raise SettingsError(f"cannot listen at {where}: {failure.strerror}; change gateway.port")
-    # Connections inherit it. Without it each answer of two writes waits 40 ms for the peer's delayed ACK.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
+            await parts.jobs.close()
+            await parts.leasing.close()
+            await parts.platform.close()
+            await parts.hub.close()
+            server.stop()
+            await asyncio.wait({serving})
 
 
 def _policies(settings: PolicySettings) -> PolicySet:
@@ -209,17 +182,14 @@ def _policies(settings: PolicySettings) -> PolicySet:
         raise SettingsError(f"policy.file: {error}") from error
 
 
-def _url(settings: GatewaySettings, listener: socket.socket) -> str:
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "") else settings.host
-    return f"http://{host}:{listener.getsockname()[1]}"
-
-
-async def _first_agent(hub: AgentHub) -> None:
-    try:
-        async with asyncio.timeout(FIRST_AGENT_TIMEOUT_S):
-            await hub.any_joined()
-    except TimeoutError:
+async def _first_agent(hub: AgentHub, stop: asyncio.Event) -> None:
+    """Until the first agent is here, the site is told to stop, or the time is over."""
+    waiting = [asyncio.ensure_future(hub.any_joined()), asyncio.ensure_future(stop.wait())]
+    await asyncio.wait(waiting, timeout=FIRST_AGENT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+    if not any(one.done() for one in waiting):
         _log.error("no agent joined yet; leases wait for it", timeout_s=FIRST_AGENT_TIMEOUT_S)
+    for one in waiting:
+        one.cancel()
 
 
 def _tell_ready(descriptor: int, site: SiteFile) -> None:

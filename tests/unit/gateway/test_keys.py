@@ -8,6 +8,7 @@ from isthmus.core.clock import ManualClock
 from isthmus.core.errors import AuthError, InvalidRequestError, NotFoundError
 from isthmus.core.ids import KeyId, TenantId
 from isthmus.core.model import Quota
+from isthmus.gateway import keys
 from isthmus.gateway.keys import AuditRow, KeyStore, keep_secret, own_key
 
 PHYSICS = TenantId("physics")
@@ -93,16 +94,18 @@ def test_quotas_survive_a_restart_and_come_with_the_principal(open_store):
     assert open_store().authenticate(secret).quota == Quota(cores=8)
 
 
-def test_the_audit_shows_the_newest_first_and_forgets_the_old(open_store):
+def test_the_audit_shows_the_newest_first_and_keeps_a_bounded_number(open_store, monkeypatch):
+    monkeypatch.setattr(keys, "AUDIT_ROWS_MAX", 2)
+    monkeypatch.setattr(keys, "AUDIT_TRIM_ROWS", 5)
     store = open_store()
     rows = [
         AuditRow(at_s=float(i), tenant=PHYSICS, name="n", role="user", action=f"POST /{i}", status=200)
         for i in range(5)
     ]
-    for row in rows:
+    for row in rows[:-1]:
         store.record(row)
-    assert store.audit(limit=3) == rows[:1:-1]
-    store.forget_audit(before_s=3.0)
+    assert store.audit(limit=3) == rows[3:0:-1]
+    store.record(rows[-1])
     assert store.audit() == rows[:2:-1]
 
 
