@@ -68,6 +68,7 @@ class Assignment(Packet, frozen=True):
     page, log   paths; the agent made the page and set its deadline before
     listen      the address to accept clients at
     site        URL for nested calls
+    sys_path    the caller's import directories, before the interpreter's own or after them
     """
 
     executor: ExecutorId
@@ -79,6 +80,8 @@ class Assignment(Packet, frozen=True):
     log: str
     listen: str
     site: str
+    sys_path: tuple[str, ...]
+    sys_path_first: bool
     cores: int
     spin_s: float
 

@@ -14,6 +14,8 @@ import sysconfig
 from pathlib import Path
 from typing import IO
 
+import msgspec
+
 import isthmus.core
 from isthmus.core.errors import FunctionLoadError
 from isthmus.core.model import Environment, python_version
@@ -24,6 +26,16 @@ PROBE_S = 30.0
 _SAID_LINES = 15  # of pip's output in the error
 _PTH_FILE = "zzz-isthmus.pth"
 _PROBE = "import sys; v = sys.version_info; print(f'{sys.implementation.name}-{v.major}.{v.minor}')"
+
+
+def shared(environment: Environment) -> Environment:
+    """The part that must be there before the fork: environments that agree in it share a zygote.
+
+    Import directories can be added after the fork, unless a preload needs them.
+    """
+    python = "" if environment.python == default_python() else environment.python
+    sys_path = environment.sys_path if environment.preload else ()
+    return msgspec.structs.replace(environment, python=python, sys_path=sys_path)
 
 
 class Environments:

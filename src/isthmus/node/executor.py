@@ -76,6 +76,7 @@ def _occupy(assignment: Assignment) -> Page:
     os.close(log)
     sys.stdout = open(1, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    _extend_path(assignment)
     os.environ["ISTHMUS_SITE"] = assignment.site
     os.environ["ISTHMUS_LEASE"] = assignment.lease
     os.environ["ISTHMUS_LEASE_TOKEN"] = fencing.nested_token(assignment)
@@ -84,6 +85,12 @@ def _occupy(assignment: Assignment) -> Page:
     page[START_TICKS] = start_ticks(os.getpid())
     page[PID] = os.getpid()
     return page
+
+
+def _extend_path(assignment: Assignment) -> None:
+    known = set(sys.path)
+    directories = [path for path in assignment.sys_path if path not in known]
+    sys.path[:] = [*directories, *sys.path] if assignment.sys_path_first else [*sys.path, *directories]
 
 
 class Admission:

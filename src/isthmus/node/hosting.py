@@ -20,7 +20,7 @@ from isthmus.core.ids import ExecutorId, LeaseId, NodeId, new_id
 from isthmus.core.model import EndReason, Enforcement, Environment, ExecutorInfo
 from isthmus.core.settings import NodeSettings
 from isthmus.node.assignments import Assignment, Exited
-from isthmus.node.environments import Environments
+from isthmus.node.environments import Environments, shared
 from isthmus.node.isolation import Isolation, Share
 from isthmus.node.leases import Allotments, end_ns
 from isthmus.node.logs import Chunk, Log
@@ -145,8 +145,9 @@ class Host:
         return self._find(lease).log.read(offset, limit_bytes)
 
     async def warm(self, environment: Environment, spares: int) -> None:
+        environment = shared(environment)
         if spares == 0:
-            if not any(hosted.record.environment == environment for hosted in self._leases.values()):
+            if not any(shared(hosted.record.environment) == environment for hosted in self._leases.values()):
                 await self._zygotes.stop(environment.id)
             return
         await self._zygotes.warm(environment, await self._environments.python(environment), spares)
@@ -252,7 +253,7 @@ class Host:
             raise
 
     async def _take_spare(self, hosted: Hosted) -> Spare:
-        environment = hosted.record.environment
+        environment = shared(hosted.record.environment)
         python = await self._environments.python(environment)
         return await self._zygotes.take(environment, python, spares=1)
 
@@ -272,7 +273,7 @@ class Host:
             page.close()
             raise
         finally:
-            self._zygotes.refill(hosted.record.environment.id)
+            self._zygotes.refill(shared(hosted.record.environment).id)
         info = ExecutorInfo(executor=executor_id, address=address, pid=spare.pid)
         return self._watch(hosted, Executor(info, page, spare.is_reaped))
 
@@ -282,6 +283,7 @@ class Host:
             executor=executor, lease=record.lease, tenant=record.tenant, node=self._node,
             lease_key=record.lease_key, page=str(page), log=str(hosted.directory / LOG_FILE),
             listen=self._settings.listen or f"unix:{self._socket_path(hosted, executor)}", site=self._site,
+            sys_path=record.environment.sys_path, sys_path_first=not record.environment.requirements,
             cores=len(record.cores), spin_s=self._settings.spin_s,
         )  # fmt: skip
 

@@ -25,6 +25,8 @@ ASSIGNMENT = Assignment(
     log="",
     listen="",
     site="http://site",
+    sys_path=(),
+    sys_path_first=True,
     cores=1,
     spin_s=0.0,
 )
