@@ -5,8 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from isthmus.cli.failures import EXIT_FAILED, EXIT_NOT_RUNNING, Failure
 from isthmus.cli.options import Json, State
 from isthmus.cli.output import print_json, show_fields
 from isthmus.cli.sites import open_site
+
+if TYPE_CHECKING:
+    from isthmus.core.api import SiteFile
 
 READY_TIMEOUT_S = 40.0
 DOWN_TIMEOUT_S = 30.0
@@ -64,20 +68,24 @@ def up(
     from isthmus.gateway.site import SiteOptions, run
 
     if port is not None:
-        settings = msgspec.structs.replace(
-            settings, gateway=msgspec.structs.replace(settings.gateway, port=port)
-        )
-    run(
-        settings,
-        SiteOptions(state=state, ephemeral=ephemeral, parent=parent, ready_fd=_readiness(ready_fd, as_json)),
-    )
+        gateway = msgspec.structs.replace(settings.gateway, port=port)
+        settings = msgspec.structs.replace(settings, gateway=gateway)
+    options = SiteOptions(state=state, ephemeral=ephemeral, parent=parent)
+    run(settings, options, partial(_tell_ready, ready_fd, as_json))
 
 
-def _readiness(ready_fd: int, as_json: bool) -> int:
-    """Where the site tells that it is ready: what was asked for, stdout with --json, else words on stderr."""
-    if ready_fd >= 0 or not as_json:
-        return ready_fd
-    return os.dup(sys.stdout.fileno())
+def _tell_ready(ready_fd: int, as_json: bool, site: "SiteFile") -> None:
+    """One line of JSON to who asked for it, else words to the person at the terminal."""
+    import msgspec
+
+    if ready_fd >= 0:
+        with os.fdopen(ready_fd, "wb") as pipe:
+            pipe.write(msgspec.json.encode(site) + b"\n")
+    elif as_json:
+        print_json(msgspec.to_builtins(site))
+    else:
+        typer.echo(f"site ready at {site.url} (pid {site.pid}); stop it with Ctrl-C")
+    sys.stdout.flush()
 
 
 def _up_detached(state: Path, port: int | None, as_json: bool) -> None:

@@ -11,12 +11,11 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import structlog
 from starlette.applications import Starlette
 
@@ -54,20 +53,18 @@ class SiteOptions(Record, frozen=True):
     """state      the state directory
     ephemeral  remove it at the end; it must be empty at the start
     parent     process id: stop when that process is gone; 0: none
-    ready_fd   write one line, the SiteFile as JSON, to this descriptor when ready; -1: do not
     """
 
     state: Path
     ephemeral: bool = False
     parent: int = 0
-    ready_fd: int = -1
 
 
-def run(settings: Settings, options: SiteOptions) -> None:
+def run(settings: Settings, options: SiteOptions, on_ready: Callable[[SiteFile], None]) -> None:
     """Serve until SIGTERM, SIGINT or the parent's end. Raises SettingsError when it cannot start."""
     with _state(options):
         logs.configure(options.state / "logs" / "site.log")
-        asyncio.run(_serve(settings, options, SystemClock()))
+        asyncio.run(_serve(settings, options, on_ready, SystemClock()))
 
 
 @contextmanager
@@ -84,7 +81,9 @@ def _state(options: SiteOptions) -> Iterator[None]:
             shutil.rmtree(options.state, ignore_errors=True)
 
 
-async def _serve(settings: Settings, options: SiteOptions, clock: Clock) -> None:
+async def _serve(
+    settings: Settings, options: SiteOptions, on_ready: Callable[[SiteFile], None], clock: Clock
+) -> None:
     listener = http.listen(settings.gateway, state_directory.last_port(options.state))
     site = SiteFile(
         url=http.url_of(settings.gateway, listener),
@@ -97,7 +96,7 @@ async def _serve(settings: Settings, options: SiteOptions, clock: Clock) -> None
         parts = _build(settings, options.state, clock, site, stack)
         async with _running(parts, listener, stop):
             state_directory.announce(options.state, site)
-            _tell_ready(options.ready_fd, site)
+            on_ready(site)
             _log.info("site ready", url=site.url, version=site.version, ephemeral=site.ephemeral)
             await stop.wait()
             _log.info("site stopping")
@@ -190,13 +189,6 @@ async def _first_agent(hub: AgentHub, stop: asyncio.Event) -> None:
         _log.error("no agent joined yet; leases wait for it", timeout_s=FIRST_AGENT_TIMEOUT_S)
     for one in waiting:
         one.cancel()
-
-
-def _tell_ready(descriptor: int, site: SiteFile) -> None:
-    if descriptor < 0:
-        return
-    with os.fdopen(descriptor, "wb") as pipe:
-        pipe.write(msgspec.json.encode(site) + b"\n")
 
 
 def _stop_event(parent: int) -> asyncio.Event:
