@@ -50,7 +50,7 @@ from isthmus.fabric._trees import (
     is_flat,
 )
 
-FunctionKind = Literal["function", "async", "generator", "asyncgen", "actor", "native"]
+FunctionKind = Literal["function", "async", "generator", "asyncgen", "actor", "native", "group"]
 
 _PLAIN, _TREE, _ARRAY, _PICKLE = PLAIN[0], TREE[0], ARRAY[0], PICKLE[0]
 _NONE = encode_plain(None)
@@ -60,7 +60,12 @@ Packed = tuple[bytes, tuple[Buffer, ...]]  # an Encoded, or the bare pair: a ten
 
 
 class FunctionHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """The meta of a DEFINE frame. `digest` names the code; the last three are for native functions."""
+    """The meta of a DEFINE frame. `digest` names the code.
+
+    library, symbol, result_bytes_max  of native functions
+    group  table index of the group (a DEFINE of kind "group", sent before) whose `collectives.Group` the
+           function gets as its first argument; 0: none
+    """
 
     name: str
     kind: FunctionKind = "function"
@@ -68,9 +73,24 @@ class FunctionHeader(msgspec.Struct, frozen=True, kw_only=True):
     library: str = ""
     symbol: str = ""
     result_bytes_max: int = 0
+    group: int = 0
+
+
+class GroupTable(msgspec.Struct, frozen=True, kw_only=True):
+    """The data of a DEFINE of kind "group": its members; `collectives.Group(domain, table)` is made of it.
+
+    group  the same for all members, and for no other group
+    rank   the receiver's own
+    peers  (address, lease token) by rank; peers connect with Hello.role "peer" and their rank
+    """
+
+    group: str
+    rank: int
+    peers: tuple[tuple[str, str], ...]
 
 
 _header = msgspec.msgpack.Decoder(FunctionHeader)
+_group = msgspec.msgpack.Decoder(GroupTable)
 
 
 # calls ------------------------------------------------------------------------------------------------------
@@ -206,6 +226,18 @@ def decode_function(code: Buffer) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
+def encode_group(table: GroupTable) -> bytes:
+    return msgspec.msgpack.encode(table)
+
+
+def decode_group(data: Buffer) -> GroupTable:
+    """Raises CodecError."""
+    try:
+        return _group.decode(data)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise CodecError(f"not a group table: {error}") from error
+
+
 def encode_header(header: FunctionHeader) -> bytes:
     return msgspec.msgpack.encode(header)
 
@@ -222,16 +254,19 @@ __all__ = [
     "Encoded",
     "FunctionHeader",
     "FunctionKind",
+    "GroupTable",
     "Packed",
     "RemoteTraceback",
     "decode_call",
     "decode_error",
     "decode_function",
+    "decode_group",
     "decode_header",
     "decode_value",
     "encode_call",
     "encode_error",
     "encode_function",
+    "encode_group",
     "encode_header",
     "encode_value",
     "encode_words",
