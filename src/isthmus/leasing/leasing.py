@@ -43,7 +43,16 @@ from isthmus.leasing.explaining import Explanation, explain_lease, explain_reque
 from isthmus.leasing.functions import sum_by_name
 from isthmus.leasing.inventory import Inventory
 from isthmus.leasing.ledger import Batch, Ledger, LedgerError
-from isthmus.leasing.lifecycle import OPEN, DrainOrdered, Event, ExecutorAdded, Granted, Renewed, StartOrdered
+from isthmus.leasing.lifecycle import (
+    OPEN,
+    DrainOrdered,
+    Event,
+    ExecutorAdded,
+    ExecutorGone,
+    Granted,
+    Renewed,
+    StartOrdered,
+)
 from isthmus.leasing.reconciling import Reconciling
 from isthmus.leasing.starting import Starting
 from isthmus.leasing.waiting import Waiter, WaitingQueue
@@ -345,9 +354,10 @@ class Leasing:
         """SIGKILL one executor. The lease ends with its last one."""
         held = self._running(principal, lease_id)
         assert held.lease.node is not None
-        done = await self._control.order(
-            held.lease.node, KillExecutor(number=0, lease=lease_id, executor=executor)
-        )
+        order = KillExecutor(number=0, lease=lease_id, executor=executor)
+        done = await self._control.order(held.lease.node, order)
+        if done.killed and len(held.lease.executors) > 1 and held.lease.state in OPEN:
+            self._books.note(held, ExecutorGone(at_s=self._clock.now(), executor=executor))
         return KillReply(executor=executor, killed=done.killed)
 
     def _running(self, principal: Principal, lease_id: LeaseId) -> Held:

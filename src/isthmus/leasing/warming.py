@@ -37,6 +37,15 @@ class Warming:
 
     def due(self, nodes: Sequence[NodeId]) -> list[tuple[NodeId, Warm]]:
         """Orders to give now, spreading each minimum over the nodes."""
+        wanted = self._wanted(nodes)
+        for key, warm in self._told.items():
+            if key not in wanted and key[0] in nodes and warm.spares:
+                wanted[key] = Warm(number=0, environment=warm.environment, spares=0)
+        due = [(key[0], warm) for key, warm in wanted.items() if self._told.get(key) != warm]
+        self._told = wanted
+        return due
+
+    def _wanted(self, nodes: Sequence[NodeId]) -> dict[tuple[NodeId, EnvironmentId], Warm]:
         wanted: dict[tuple[NodeId, EnvironmentId], Warm] = {}
         for name, pool in self._pools.items():
             for environment in self._used[name].values():
@@ -45,16 +54,4 @@ class Warming:
                     before = wanted.get((node, environment.id))
                     spares = share + (before.spares if before else 0)
                     wanted[node, environment.id] = Warm(number=0, environment=environment, spares=spares)
-        stale = [
-            Warm(number=0, environment=warm.environment, spares=0) if key[0] in nodes else None
-            for key, warm in self._told.items()
-            if key not in wanted
-        ]
-        due = [(key[0], warm) for key, warm in wanted.items() if self._told.get(key) != warm]
-        due += [
-            (key[0], order)
-            for key, order in zip([key for key in self._told if key not in wanted], stale, strict=True)
-            if order is not None
-        ]
-        self._told = wanted
-        return due
+        return wanted

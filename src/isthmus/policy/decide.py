@@ -48,7 +48,7 @@ class Fired(Record, frozen=True):
 
 
 class Candidate(Record, frozen=True):
-    """A node that was weighed. `score`: packing (-0.5..1) and what `prefer` rules added; `denied_by`: a
+    """A node that was weighed. `score`: packing (-1..1) and what `prefer` rules added; `denied_by`: a
     rule.
     """
 

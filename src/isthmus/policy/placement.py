@@ -16,7 +16,7 @@ from isthmus.core.model import Resources
 from isthmus.policy.snapshot import IntArray, NodeTable
 
 FloatArray = NDArray[np.float64]
-GPU_WASTE = 0.5  # what a node with GPUs loses for a lease without: half of the whole range of packing
+GPU_WASTE = 1.0  # what a node with GPUs loses for a lease without: more than any packing gains
 
 
 def slots(nodes: NodeTable, resources: Resources) -> IntArray:
@@ -30,7 +30,7 @@ def slots(nodes: NodeTable, resources: Resources) -> IntArray:
 
 
 def base_scores(nodes: NodeTable, rows: IntArray, resources: Resources) -> FloatArray:
-    """Packing score of the given rows, in -0.5..1: the share of the node's cores in use once the lease is
+    """Packing score of the given rows, in -1..1: the share of the node's cores in use once the lease is
     there.
     """
     left = (nodes.free_cores[rows] - resources.cores) / np.maximum(nodes.cores[rows], 1)

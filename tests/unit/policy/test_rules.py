@@ -1,0 +1,137 @@
+"""A policy file is typed when it is loaded; what is wrong with it is named with its line."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isthmus.core.errors import PolicyError
+from isthmus.core.model import LeaseClass
+from isthmus.policy import load_policies
+from isthmus.policy.rules import Cap, Deny, Prefer, Reclass
+
+GOOD = """
+[[rule]]
+name = "late"
+then = "prefer"
+when = "node.free_cores > 3"
+weight = 2.5
+
+[[rule]]
+name = "first"
+when = 'tenant.name == "guest" && request.gpus > 0'
+then = "deny"
+message = "guests get no GPUs"
+priority = 10
+
+[[rule]]
+name = "capped"
+then = "cap"
+memory = "4GiB"
+per = "pool"
+
+[[rule]]
+name = "paid"
+when = "node.platform == 'local' ? true : false"
+then = "prefer"
+
+[[rule]]
+name = "demoted"
+when = "[1, 2].exists(core, core == request.cores)"
+then = "class"
+class = "elastic"
+"""
+
+
+def test_rules_are_typed_and_ordered_by_priority_then_by_file() -> None:
+    policies = load_policies(GOOD)
+    assert [rule.name for rule in policies.rules] == ["first", "late", "capped", "paid", "demoted"]
+    kinds = [type(rule.spec) for rule in policies.rules]
+    assert kinds == [Deny, Prefer, Cap, Prefer, Reclass]
+    by_name = {rule.name: rule for rule in policies.rules}
+    assert by_name["late"].reads_node
+    assert not by_name["late"].per_shape
+    assert by_name["paid"].per_shape
+    assert not by_name["demoted"].reads_node
+    assert by_name["capped"].spec == Cap(name="capped", memory="4GiB", per="pool")
+    assert by_name["demoted"].spec == Reclass(
+        name="demoted", when=by_name["demoted"].spec.when, lease_class=LeaseClass.ELASTIC
+    )
+
+
+def test_an_empty_file_has_no_rules() -> None:
+    assert load_policies("# nothing yet\n").rules == ()
+
+
+RULE = "[[rule]]\nname = 'a'\n"
+DENY = RULE + "then = 'deny'\n"
+BAD = {
+    "broken TOML": ("[[rule]]\nname = \n", 2, "Invalid value"),
+    "unknown table": ("[rules]\nname = 'a'\n", 1, "unknown key 'rules'"),
+    "one table": ("[rule]\nname = 'a'\n", 1, r"\[\[rule\]\]"),
+    "no name": ("\n[[rule]]\nthen = 'deny'\n", 2, "missing required field `name`"),
+    "no action": ("\n[[rule]]\nname = 'a'\n", 2, "missing required field `then`"),
+    "unknown action": (RULE + "then = 'allways'\n", 3, "Invalid value 'allways'"),
+    "unknown key": (DENY + "mesage = 'no'\n", 4, "unknown field `mesage`"),
+    "foreign key": (DENY + "weight = 1\n", 4, "unknown field `weight`"),
+    "wrong type": (RULE + "then = 'prefer'\nweight = 'much'\n", 4, "Expected `float`"),
+    "out of range": (RULE + "then = 'prefer'\nweight = 1000\n", 4, "<= 100"),
+    "unknown class": (RULE + "then = 'class'\nclass = 'gold'\n", 4, "Invalid enum value"),
+    "empty cap": (RULE + "then = 'cap'\n", 3, "at least one of"),
+    "bad size": (RULE + "then = 'cap'\nmemory = 'lots'\n", 3, "not a size"),
+    "bad CEL": (DENY + "when = '1 +'\n", 4, "not a CEL expression"),
+    "unknown variable": (DENY + "when = 'user == 1'\n", 4, "unknown variable 'user'"),
+    "unknown field": (
+        DENY + "when = 'false && request.core > 1'\n",
+        4,
+        "no field 'core'",
+    ),
+    "unknown function": (DENY + "when = 'false && f(1)'\n", 4, "unknown function 'f'"),
+    "not a truth": (DENY + "when = 'request.cores'\n", 4, "must be true or false"),
+    "unlike types": (
+        DENY + "when = 'request.cores > \"1\"'\n",
+        4,
+        "cannot be evaluated",
+    ),
+    "cap on a node": (
+        RULE + "then = 'cap'\ncores = 1\nwhen = 'node.gpus > 0'\n",
+        5,
+        "cannot read node",
+    ),
+    "class by node": (
+        RULE + "then = 'class'\nclass = 'elastic'\nwhen = 'node.gpus > 0'\n",
+        5,
+        "cannot read node",
+    ),
+    "twice": (
+        DENY + RULE + "then = 'allow'\n",
+        4,
+        "already defined in line 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_rule_is_refused_with_its_file_and_line(case: str) -> None:
+    text, line, words = BAD[case]
+    with pytest.raises(PolicyError, match=words) as caught:
+        load_policies(text, "/etc/isthmus/policy.toml")
+    assert str(caught.value).startswith(f"/etc/isthmus/policy.toml:{line}: ")
+
+
+def _refusal(text: str) -> str:
+    try:
+        load_policies(text)
+    except PolicyError as error:
+        return str(error)
+    return "policy.toml: fine"
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
+    assert _refusal(text).startswith("policy.toml:")
+
+
+@given(st.text(max_size=60))
+def test_any_condition_is_compiled_or_refused(condition: str) -> None:
+    quoted = condition.replace("\\", "").replace('"', "").replace("\n", " ")
+    assert _refusal(f'[[rule]]\nname = "x"\nthen = "deny"\nwhen = "{quoted}"\n').startswith("policy.toml:")
