@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "arena.hpp"
 #include "frame.hpp"
 #include "inbox.hpp"
 #include "pool.hpp"
@@ -35,6 +36,8 @@ struct NativeFunction {
 struct Arrival {
     Message message;
     bool complete = false;
+    bool is_shared = false;  // complete once the arena is mapped, its data at `offset_bytes`
+    std::uint64_t offset_bytes = 0;
 };
 
 struct Channel {
@@ -54,12 +57,14 @@ struct Channel {
     std::uint32_t sends_outstanding = 0;
     std::map<std::uint64_t, std::unique_ptr<Arrival>> arrivals;  // by sequence number
     std::vector<NativeFunction> functions;
+    std::unique_ptr<Arena> arena;       // for data that we send
+    std::shared_ptr<Mapping> arena_in;  // the peer's, for data that we receive
     std::string lost_because;
 };
 
 // One send in flight. UCX reads header and meta from here, and the data from `pieces`, until it is done.
 struct Sending {
-    static constexpr std::size_t meta_inline_bytes = 1024;
+    static constexpr std::size_t meta_inline_bytes = 1024;  // the offset of shared data included
     static constexpr std::size_t pieces_inline = 6;
 
     FrameHeader header;

@@ -71,6 +71,8 @@ std::string captured(Print print) {
 
 }  // namespace
 
+std::uint32_t fork_generation() { return forks.load(std::memory_order_relaxed); }
+
 std::uint64_t now_ns() {
     return static_cast<std::uint64_t>(
         std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
@@ -80,7 +82,7 @@ std::uint64_t now_ns() {
 // setting up ------------------------------------------------------------------------------------------------------
 Engine::Engine(const UcxLibrary& ucx) : ucx_(ucx) {
     register_fork_handlers();
-    forks_ = forks.load();
+    forks_ = fork_generation();
     try {
         open_worker();
         open_descriptors();
@@ -97,7 +99,7 @@ Engine::~Engine() {
         for (auto& sending : sendings_) static_cast<void>(sending.release());
 }
 
-bool Engine::usable() const { return forks_ == forks.load(std::memory_order_relaxed); }
+bool Engine::usable() const { return forks_ == fork_generation(); }
 
 void Engine::open_worker() {
     ucp_config_t* config = nullptr;
@@ -119,10 +121,11 @@ void Engine::open_worker() {
     ucp_worker_attr_t attributes{};
     attributes.field_mask = UCP_WORKER_ATTR_FIELD_MAX_AM_HEADER;
     check(ucx_, ucx_.ucp_worker_query(worker_, &attributes), "UCX worker");
-    if (attributes.max_am_header < sizeof(FrameHeader))
+    if (attributes.max_am_header < sizeof(FrameHeader) + sizeof(std::uint64_t))
         throw std::runtime_error("no UCX transport in use can carry a 64-byte header");
     meta_inline_max_ =
-        std::min(attributes.max_am_header - sizeof(FrameHeader), std::size_t{Sending::meta_inline_bytes});
+        std::min(attributes.max_am_header - sizeof(FrameHeader), std::size_t{Sending::meta_inline_bytes}) -
+        sizeof(std::uint64_t);
 
     ucp_am_handler_param_t handler{};
     handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG |
@@ -371,6 +374,15 @@ void Engine::attach(Channel& channel, std::uint32_t peer_id, std::uint64_t peer_
     check(ucx_, ucx_.ucp_ep_create(worker_, &params, &channel.endpoint), "UCX endpoint");
 }
 
+int Engine::open_arena(Channel& channel) {
+    auto arena = std::make_unique<Arena>();
+    const int descriptor = arena->take_descriptor();
+    lock_outside();
+    const std::lock_guard guard(lock_, std::adopt_lock);
+    channel.arena = std::move(arena);
+    return descriptor;
+}
+
 void Engine::define(Channel& channel, std::uint32_t function_id, NativeSymbol symbol, std::size_t result_bytes_max) {
     Buffer result = Buffer::of(std::max<std::size_t>(result_bytes_max, 1));
     if (!result) throw std::bad_alloc();
@@ -438,6 +450,8 @@ void Engine::close(Channel& channel) {
     channel.alive = false;
     close_endpoint(channel);
     channel.arrivals.clear();
+    channel.arena.reset();
+    channel.arena_in.reset();
     if (find(channel.id) == &channel) channels_[channel.id].reset();
     if (!inbox_.empty()) interrupt();  // progress made here may have brought frames for a driver that sleeps
 }

@@ -89,6 +89,10 @@ class Engine {
     // Where its frames go; again, to change one's mind. `recovers`: UCX must survive the peer's death by itself, which
     // rules its shared memory out. Throws std::runtime_error when no transport reaches the peer.
     void attach(Channel& channel, std::uint32_t peer_id, std::uint64_t peer_key, Bytes peer_address, bool recovers);
+    // Shared memory for large data we send on this channel: a descriptor for the peer, which the caller closes.
+    int open_arena(Channel& channel);
+    // The peer's. Throws std::system_error when it is not what it should be.
+    void map_arena(Channel& channel, int descriptor);
     SendStatus send(Channel& channel, const Outgoing& outgoing);
     // The peer is gone: deliver what had arrived (up to `frames_expected` in all), then a LOST frame, once.
     void lose(Channel& channel, std::string_view reason, std::uint64_t frames_expected);
@@ -131,6 +135,7 @@ class Engine {
         void* payload;
         std::size_t payload_bytes;
         bool rendezvous;
+        std::uint64_t offset_bytes;  // of shared data
     };
     struct Awaited {
         bool active = false;
@@ -167,6 +172,8 @@ class Engine {
     ucs_status_t receive_payload(Channel& channel, Arrival& arrival, const Incoming& incoming);
     void received(Receiving* finished, ucs_status_t status);
     static void complete(Arrival& arrival, Buffer payload, std::size_t payload_bytes);
+    ucs_status_t receive_shared(Channel& channel, const FrameHeader& header, const Incoming& incoming);
+    static bool resolve(const Channel& channel, Arrival& arrival);
     void accept(Channel& channel, const FrameHeader& header, Bytes meta, Bytes data);
     bool is_awaited(const FrameHeader& header) const;
     static bool fill(Message& message, const FrameHeader& header, Bytes meta, Bytes data);
@@ -177,6 +184,7 @@ class Engine {
 
     SendStatus send_locked(Channel& channel, const Outgoing& outgoing);
     SendStatus submit(Channel& channel, Sending& sending, const Outgoing& outgoing);
+    static bool lend(Channel& channel, Sending& sending, const Outgoing& outgoing);
     static std::size_t gather(Sending& sending, const Outgoing& outgoing, bool meta_inline);
     Sending* take_sending();
     void finish(Sending* sending);

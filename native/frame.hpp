@@ -13,8 +13,9 @@ namespace isthmus {
 inline constexpr std::uint16_t frame_version = 1;
 inline constexpr std::uint64_t meta_bytes_max = std::uint64_t{64} << 20;
 inline constexpr std::uint64_t data_bytes_max = std::uint64_t{1} << 40;
-inline constexpr std::uint8_t flags_known = 3;
+inline constexpr std::uint8_t flags_known = 7;
 inline constexpr std::uint8_t flag_no_reply = 2;
+inline constexpr std::uint8_t flag_shared = 4;  // `data` is not in the message but in shared memory
 
 enum class Kind : std::uint8_t {
     call = 1,

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <new>
+#include <optional>
 
 #include "engine.hpp"
 
@@ -65,9 +66,10 @@ SendStatus Engine::send_locked(Channel& channel, const Outgoing& outgoing) {
 SendStatus Engine::submit(Channel& channel, Sending& sending, const Outgoing& outgoing) {
     const FrameHeader& header = sending.header;
     const bool meta_inline = header.meta_bytes <= meta_inline_max_;
+    const bool shared = meta_inline && channel.arena != nullptr && lend(channel, sending, outgoing);
     if (meta_inline && header.meta_bytes != 0)
         std::memcpy(sending.meta.data(), outgoing.meta.data(), outgoing.meta.size());
-    const std::size_t payload_bytes = (meta_inline ? 0 : data_offset(header)) + header.data_bytes;
+    const std::size_t payload_bytes = shared ? 0 : (meta_inline ? 0 : data_offset(header)) + header.data_bytes;
     const void* payload = nullptr;
     std::size_t count = payload_bytes;
     ucp_request_param_t param{};
@@ -98,7 +100,8 @@ SendStatus Engine::submit(Channel& channel, Sending& sending, const Outgoing& ou
         param.datatype = UCP_DATATYPE_IOV;
     }
 
-    const std::size_t header_bytes = sizeof(FrameHeader) + (meta_inline ? header.meta_bytes : 0);
+    const std::size_t header_bytes =
+        sizeof(FrameHeader) + (meta_inline ? header.meta_bytes : 0) + (shared ? sizeof(std::uint64_t) : 0);
     sending.owner = outgoing.owner;
     ++channel.sends_outstanding;
     void* request = ucx_.ucp_am_send_nbx(channel.endpoint, message_id, &sending.header, header_bytes, payload, count, &param);
@@ -113,6 +116,21 @@ SendStatus Engine::submit(Channel& channel, Sending& sending, const Outgoing& ou
     channel.failed = true;
     has_failed_ = true;
     return SendStatus::lost;
+}
+
+// Copy the data into the arena; its offset follows the meta.
+bool Engine::lend(Channel& channel, Sending& sending, const Outgoing& outgoing) {
+    if (sending.header.data_bytes < Arena::data_bytes_min) return false;
+    const std::optional<std::uint64_t> offset = channel.arena->take(sending.header.data_bytes);
+    if (!offset) return false;
+    std::byte* target = channel.arena->at(*offset);
+    for (const Bytes piece : outgoing.data) {
+        std::memcpy(target, piece.data(), piece.size());
+        target += piece.size();
+    }
+    std::memcpy(sending.meta.data() + outgoing.meta.size(), &*offset, sizeof *offset);
+    sending.header.flags |= flag_shared;
+    return true;
 }
 
 // Describe meta, padding and data to UCX piece by piece; returns how many pieces.
@@ -172,17 +190,25 @@ ucs_status_t Engine::on_message(void* self, const void* header, std::size_t head
     if (!valid(frame) || channel == nullptr || channel->key != frame.channel_key || !channel->alive ||
         frame.sequence < channel->sequence_in)
         return engine.drop();
-    const std::size_t inline_bytes = header_bytes - sizeof frame;
+    const bool shared = (frame.flags & flag_shared) != 0;
+    std::uint64_t offset_bytes = 0;
+    if (header_bytes < sizeof frame + (shared ? sizeof offset_bytes : 0)) return engine.reject(*channel);
+    const std::size_t inline_bytes = header_bytes - sizeof frame - (shared ? sizeof offset_bytes : 0);
+    if (shared)
+        std::memcpy(&offset_bytes, static_cast<const std::byte*>(header) + sizeof frame + inline_bytes, sizeof offset_bytes);
     const Incoming incoming{
         .meta = {static_cast<const std::byte*>(header) + sizeof frame, inline_bytes},
         .payload = payload,
         .payload_bytes = payload_bytes,
         .rendezvous = (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0,
+        .offset_bytes = offset_bytes,
     };
     const bool meta_inline = inline_bytes == frame.meta_bytes;
-    const std::size_t expected_bytes = (meta_inline ? 0 : data_offset(frame)) + frame.data_bytes;
+    const std::size_t expected_bytes = shared ? 0 : (meta_inline ? 0 : data_offset(frame)) + frame.data_bytes;
     if ((!meta_inline && inline_bytes != 0) || payload_bytes != expected_bytes) return engine.reject(*channel);
+    if (shared && !meta_inline) return engine.reject(*channel);
     frame.channel_id = channel->id;
+    if (shared) return engine.receive_shared(*channel, frame, incoming);
     return engine.receive(*channel, frame, incoming, meta_inline);
 }
 
@@ -216,6 +242,44 @@ ucs_status_t Engine::receive(Channel& channel, const FrameHeader& header, const 
     message.header = header;
     if (meta_inline && !message.set_meta(incoming.meta)) return reject(channel);
     return receive_payload(channel, *position->second, incoming);
+}
+
+ucs_status_t Engine::receive_shared(Channel& channel, const FrameHeader& header, const Incoming& incoming) {
+    counters.frames_in.fetch_add(1, std::memory_order_relaxed);
+    auto [position, is_new] = channel.arrivals.try_emplace(header.sequence);
+    if (!is_new) return drop();
+    position->second = std::make_unique<Arrival>();
+    Arrival& arrival = *position->second;
+    arrival.message.header = header;
+    arrival.message.header.flags &= static_cast<std::uint8_t>(~flag_shared);
+    arrival.is_shared = true;
+    arrival.offset_bytes = incoming.offset_bytes;
+    if (!arrival.message.set_meta(incoming.meta)) return reject(channel);
+    if (channel.arena_in == nullptr) return UCS_OK;  // its descriptor is still on its way
+    if (!resolve(channel, arrival)) return reject(channel);
+    deliver_in_turn(channel);
+    return UCS_OK;
+}
+
+bool Engine::resolve(const Channel& channel, Arrival& arrival) {
+    const std::uint64_t offset = arrival.offset_bytes;
+    const std::uint64_t bytes = arrival.message.header.data_bytes;
+    const std::uint64_t file_bytes = channel.arena_in->bytes();
+    if (offset % sizeof(Lease) != 0 || offset < sizeof(Lease) || offset > file_bytes || bytes > file_bytes - offset)
+        return false;
+    arrival.message.data = Buffer(channel.arena_in, offset, bytes);
+    arrival.complete = true;
+    return true;
+}
+
+void Engine::map_arena(Channel& channel, int descriptor) {
+    auto mapping = std::make_shared<Mapping>(descriptor, Arena::file_bytes);
+    lock_outside();
+    const std::lock_guard guard(lock_, std::adopt_lock);
+    channel.arena_in = std::move(mapping);
+    for (auto& [sequence, arrival] : channel.arrivals)
+        if (arrival->is_shared && !resolve(channel, *arrival)) return static_cast<void>(reject(channel));
+    deliver_in_turn(channel);
 }
 
 // The frame whose turn it is, straight from UCX's buffers to its place.

@@ -35,6 +35,8 @@ using isthmus::now_ns;
 constexpr std::uint64_t gil_spin_ns = 5'000;       // an answer in this time is not worth two switches of the GIL
 constexpr std::uint64_t signal_check_ns = 5'000'000;  // how long a spinning thread may ignore a signal
 constexpr std::uint64_t tick_ns = 500'000'000;
+constexpr Py_ssize_t meta_copied_bytes = isthmus::Sending::meta_inline_bytes / 2;  // always travels in the header
+constexpr std::size_t large_bytes = std::size_t{1} << 20;
 constexpr int frame_fields = 9;
 
 std::uint64_t later(std::uint64_t start_ns, double duration_s) {
@@ -92,6 +94,13 @@ class Envelope {
     // The engine has taken the owner over.
     void sent() { static_cast<void>(views_.release()); }
 
+    // Is copying the data worth letting other threads run?
+    bool is_large() const {
+        std::size_t total = 0;
+        for (const Bytes piece : outgoing.data) total += piece.size();
+        return total > large_bytes;
+    }
+
     Outgoing outgoing{};
 
    private:
@@ -100,7 +109,7 @@ class Envelope {
         return *views_;
     }
     void set_meta(PyObject* meta) {
-        if (PyBytes_CheckExact(meta) && PyBytes_GET_SIZE(meta) <= Py_ssize_t{isthmus::Sending::meta_inline_bytes}) {
+        if (PyBytes_CheckExact(meta) && PyBytes_GET_SIZE(meta) <= meta_copied_bytes) {
             outgoing.meta = {reinterpret_cast<const std::byte*>(PyBytes_AS_STRING(meta)),
                              static_cast<std::size_t>(PyBytes_GET_SIZE(meta))};
         } else {  // may be read after the call, so it must be immutable
@@ -373,7 +382,13 @@ nb::object Domain::poll(nb::handle self, double timeout_s, double spin_s) {
 }
 
 bool Domain::send(Channel& channel, Envelope& envelope) {
-    const SendStatus status = engine.send(channel, envelope.outgoing);
+    SendStatus status;
+    if (envelope.is_large()) {
+        const nb::gil_scoped_release release;
+        status = engine.send(channel, envelope.outgoing);
+    } else {
+        status = engine.send(channel, envelope.outgoing);
+    }
     if (status == SendStatus::sent) envelope.sent();
     release_views();
     if (status == SendStatus::lost) fail_lost("the peer is gone");
@@ -448,6 +463,8 @@ struct Link {
         domain.engine.attach(*channel, peer_id, peer_key,
                              {static_cast<const std::byte*>(address.data()), address.size()}, recovers);
     }
+    int open_arena() { return domain.engine.open_arena(*channel); }
+    void map_arena(int descriptor) { domain.engine.map_arena(*channel, descriptor); }
     void lose(const std::string& reason, std::uint64_t frames_expected) {
         if (domain.engine.is_closed()) return;
         const nb::gil_scoped_release release;
@@ -558,6 +575,8 @@ NB_MODULE(_ucx, module) {
         .def_prop_ro("own_key", [](const Link& link) { return link.channel->key; })
         .def_prop_ro("alive", [](const Link& link) { return link.channel->alive.load() && link.domain.engine.usable(); })
         .def("_attach", &Link::attach, "peer_id"_a, "peer_key"_a, "address"_a, "recovers"_a)
+        .def("_open_arena", &Link::open_arena)
+        .def("_map_arena", &Link::map_arena, "descriptor"_a)
         .def("_lose", &Link::lose, "reason"_a, "frames_expected"_a)
         .def("_detach", &Link::detach)
         .def("_define", &Link::define, "function_id"_a, "library"_a, "symbol"_a, "result_bytes_max"_a)

@@ -54,6 +54,8 @@ class UcxChannel(_ucx.Link):
         self._peer: Hello | Welcome | None = None
         self._stream: FrameStream | None = None
         self._transport = ""
+        self.shares = False  # each side shows the other an arena, or says that it has none
+        self.awaits_arena = False
         self.frames_expected = 0  # how many the peer has sent, once it has said GOODBYE
 
     def begin(self, sock: socket.socket, peer: Hello | Welcome) -> None:
@@ -69,8 +71,35 @@ class UcxChannel(_ucx.Link):
                 f"no UCX transport reaches the peer: {error}; see `isthmus fabric`"
             ) from error
         self._peer = peer
+        self.shares = near and sock.family == socket.AF_UNIX
         ends = Ends(self.id, self.own_key, peer.channel_id, peer.channel_key)
         self._stream = FrameStream(sock, ends, False)
+        self.socket = sock
+
+    def show_arena(self, sock: socket.socket) -> None:
+        """Give the peer a descriptor of the shared memory in which our large data will be."""
+        descriptors = []
+        if _NEAR.issuperset(self._lanes()):
+            with contextlib.suppress(RuntimeError):  # no room for it: large data goes by UCX then
+                descriptors.append(self._open_arena())
+        try:
+            socket.send_fds(sock, [b"A"], descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def see_arena(self, sock: socket.socket) -> None:
+        """Take the peer's, if it has one. Raises OSError, and FrameError when it is none."""
+        _, descriptors, _, _ = socket.recv_fds(sock, 1, 1)
+        self.awaits_arena = False
+        try:
+            for descriptor in descriptors:
+                self._map_arena(descriptor)
+        except RuntimeError as error:
+            raise FrameError(str(error)) from error
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     @property
     def peer(self) -> Hello | Welcome:
@@ -151,6 +180,7 @@ class UcxDomain(_ucx.Engine):
                 welcome = bootstrap.greet(sock, hello, timeout_s)
                 if welcome.domain == "ucx":
                     channel.begin(sock, welcome)
+                    _swap_arenas(channel, sock)
                 undo.pop_all()
         except BaseException:
             channel._detach()
@@ -240,7 +270,10 @@ class UcxDomain(_ucx.Engine):
             return msgspec.structs.replace(welcome, domain="sockets")
         self._keep(channel, sock)
         welcome = _complete(welcome, channel.id, channel.own_key, self._address())
-        bootstrap.answer(sock, welcome)  # when the caller is gone already, the end of file says so
+        if bootstrap.answer(sock, welcome) and channel.shares:  # else the end of file says that it is gone
+            channel.awaits_arena = True
+            with contextlib.suppress(OSError):
+                channel.show_arena(sock)
         return welcome
 
     def _welcome_sockets(self, sock: socket.socket, hello: Hello, welcome: Welcome) -> None:
@@ -254,9 +287,14 @@ class UcxDomain(_ucx.Engine):
         if events & select.EPOLLOUT:
             stream.flush()
             self._watch(stream.fileno(), _READABLE | (select.EPOLLOUT if stream.backlog else 0))
+        frames = []
         try:
+            if channel.awaits_arena:
+                channel.see_arena(channel.socket)
             frames = stream.receive()
-        except FrameError as error:
+        except BlockingIOError:
+            pass
+        except (FrameError, OSError) as error:
             frames, reason = stream.salvage(), f"the peer does not speak frames: {error}"
             self.malformed_peers += 1
         for frame in frames:
@@ -353,6 +391,19 @@ def _complete(welcome: Welcome, channel_id: int, channel_key: int, ucx_address: 
         welcome, channel_id=channel_id, channel_key=channel_key, ucx_address=ucx_address, pid=os.getpid(),
         host=bootstrap.host_identity(),
     )  # fmt: skip
+
+
+def _swap_arenas(channel: UcxChannel, sock: socket.socket) -> None:
+    """The connecting side's half. Raises PeerLostError or HandshakeError."""
+    if not channel.shares:
+        return
+    try:
+        channel.show_arena(sock)
+        channel.see_arena(sock)
+    except FrameError as error:
+        raise HandshakeError(f"the peer's shared memory cannot be used: {error}") from error
+    except OSError as error:
+        raise PeerLostError(f"the peer is gone: {error}") from error
 
 
 def _abandon_all() -> None:
