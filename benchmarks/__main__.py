@@ -19,6 +19,8 @@ from benchmarks.harness import environments, machine, promises, report
 from benchmarks.harness.running import ROOT, Subject, SubjectFailedError, become_reaper, run_subject
 
 ROUNDS = 3
+LIMIT_S = 180.0  # of one subject in one round
+LIMIT_QUICK_S = 60.0
 RESULTS = ROOT / "benchmarks" / "results"
 CLAIMS = ("hot", "native", "warm", "cold", "payload", "pipelined", "mapping", "decisions", "idle")
 PEERS = {
@@ -82,10 +84,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def plan(chosen: set[str], peers: bool, run: report.Run) -> Iterator[tuple[Subject, tuple[str, ...]]]:
     """The subjects of one round, in order, each with the endings of the cells wanted from it (none: all)."""
     claims = [claim for claim in CLAIMS if claim in chosen]
+    ours, limit_s = Path(sys.executable), LIMIT_QUICK_S if run.quick else LIMIT_S
     if claims or "floors" in chosen:
-        yield Subject("floors", "benchmarks.harness.floors", Path(sys.executable)), ()
+        yield Subject("floors", "benchmarks.harness.floors", ours, limit_s), ()
     for claim in claims:
-        yield Subject(claim, f"benchmarks.{claim}", Path(sys.executable)), ()
+        yield Subject(claim, f"benchmarks.{claim}", ours, limit_s), ()
     for peer, requirements in PEERS.items():
         wanted = (
             ()
@@ -99,7 +102,7 @@ def plan(chosen: set[str], peers: bool, run: report.Run) -> Iterator[tuple[Subje
         except environments.EnvironmentFailedError as error:
             run.failures[peer] = f"{peer}: {error}"
         else:
-            yield Subject(peer, f"benchmarks.peers.{peer}", python), wanted
+            yield Subject(peer, f"benchmarks.peers.{peer}", python, limit_s), wanted
 
 
 def _measure(run: report.Run, subject: Subject, wanted: tuple[str, ...], label: str) -> None:
@@ -110,7 +113,7 @@ def _measure(run: report.Run, subject: Subject, wanted: tuple[str, ...], label: 
         run.rounds[-1].append(run_subject(subject, flags))
     except SubjectFailedError as error:
         run.failures[subject.name] = str(error)
-        _say(f"FAILED {error}")
+        _say(f"{label}: {subject.name} FAILED")
 
 
 def _write(document: dict[str, object], path: Path | None) -> Path:

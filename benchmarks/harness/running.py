@@ -47,7 +47,7 @@ class Subject:
     name: str
     module: str
     python: Path
-    limit_s: float = 180.0
+    limit_s: float
 
 
 def become_reaper() -> None:

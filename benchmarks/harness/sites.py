@@ -4,22 +4,21 @@ Not here: what is measured.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import isthmus
 from benchmarks.harness.subject import Cells, pin_pair
+from isthmus.core.settings import ClientSettings, Settings
+
+ONE_EXECUTOR = Settings(client=ClientSettings(pool_max=1))
 
 
 @contextmanager
-def site_for(cells: Cells, *warm_up: Callable[[], object]) -> Iterator[isthmus.Site]:
-    """An embedded site that holds one warm lease. `warm_up` functions run there once, before anything is
-    pinned.
-    """
-    with isthmus.connect() as site:
+def site_for(cells: Cells) -> Iterator[isthmus.Site]:
+    """An embedded site and one executor, never more."""
+    with isthmus.connect(settings=ONE_EXECUTOR) as site:
         worker = site.call(os.getpid)
-        for function in warm_up:
-            site.call(function)
         cells.notes.append(pin_pair({worker}))
         cells.versions["isthmus"] = isthmus.__version__
         yield site

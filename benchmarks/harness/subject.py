@@ -63,11 +63,11 @@ class Cells:
         if self.wants(name):
             self.samples[name] = latencies_asleep_us(self.budget, asleep_s, call, *arguments)
 
-    def throughput(self, name: str, run: Callable[[int], object]) -> None:
+    def throughput(self, name: str, run: Callable[[int], object], times: int = 1) -> None:
         """Time `run(calls)`, which returns when all of its calls are answered; one sample per repeat."""
         if not self.wants(name):
             return
-        calls = self.budget.throughput_calls
+        calls = self.budget.throughput_calls * times
         run(max(1, calls // 10))
         rates = []
         for _ in range(self.budget.throughput_repeats):
