@@ -6,6 +6,8 @@ Names are imported when first used, so that `import isthmus` costs next to nothi
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from isthmus.sdk import joblib_hook
+
 if TYPE_CHECKING:
     from isthmus.core.errors import (
         AuthError,
@@ -120,3 +122,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+joblib_hook.install()

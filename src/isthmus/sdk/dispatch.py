@@ -21,6 +21,7 @@ from typing import NamedTuple
 from isthmus.core.errors import (
     CallTimeoutError,
     EvictedError,
+    ExecutorLostError,
     IsthmusError,
     NoCapacityError,
     SiteUnavailableError,
@@ -270,6 +271,8 @@ class Dispatch:
         if pool.executors.pop(executor.name, None) is None:
             return
         calls = list(executor.inflight.values())
+        if pool.sticky:
+            self._break_sticky(pool, executor)
         begun = calls if pool.sticky else calls[:1]
         for call in reversed(calls[len(begun) :]):
             self._put_back(call)
@@ -281,6 +284,17 @@ class Dispatch:
         executor.inflight = {call.number: call for call in begun}
         self.effects.append(Release(executor))
         self._assign(pool, now_s)
+
+    def unsent(self, executor: Executor, call: Call, now_s: float) -> None:
+        """The executor was gone before the call could leave; its loss is reported separately."""
+        executor.draining = True
+        if executor.inflight.pop(call.number, None) is None:
+            return
+        if call.pool.sticky:
+            self._examine(executor, call)
+        else:
+            self._put_back(call)
+            self._assign(call.pool, now_s)
 
     def explained(self, call: Call, error: BaseException, now_s: float) -> None:
         """The site said why the executor of an examined call died."""
@@ -444,6 +458,15 @@ class Dispatch:
         if call.state is State.QUEUED:
             call.pool.queue.remove(call)
         self._finish(call)
+
+    def _break_sticky(self, pool: Pool, executor: Executor) -> None:
+        """What lived in this executor is gone: no other may take its place."""
+        pool.limit = 0
+        if not executor.inflight:
+            pool.broken = ExecutorLostError(
+                f"executor {executor.name} died, and the state of its actor with it"
+            )
+            self._fail_queue(pool, pool.broken)
 
     def _settle_running(self, executor: Executor, call: Call, error: BaseException) -> None:
         if not call.abandoned:

@@ -107,6 +107,15 @@ class Executor(concurrent.futures.Executor):
         else:
             self._dropped()
 
+    def abort(self) -> None:
+        """Cancel everything, running calls too, and shut down."""
+        with self._lock:
+            self._shut = True
+            pending = list(self._pending)
+        for future in pending:
+            future.cancel()
+        self.shutdown(wait=True)
+
     def _await_pending(self) -> None:
         while True:
             with self._lock:

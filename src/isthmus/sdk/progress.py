@@ -49,6 +49,7 @@ DASH_WAIT_S = 0.002  # how long a thread waits for another's short call before i
 POLL_S_MAX = 1.0  # one sleep of a driver; anything that matters wakes it
 BACKLOG_POLL_S = 0.001  # ... while a channel had no room for a frame
 FOLLOW_S = 0.05  # a waiter that does not drive looks again after this, should all drivers have left
+IDLE_LOOK_S = 0.5  # between two looks at idle executors: the next call must not be sent to a dead one
 CONNECT_TIMEOUT_S = 5.0
 FRAMES_AT_ONCE = 64  # handled between two looks at timers
 
@@ -83,6 +84,7 @@ class Engine:
         self._asleep_until_s = 0.0
         self._driven_s = 0.0
         self._parked = True
+        self._doomed: deque[Link] = deque()  # channels to close
         self._dropped: deque[Future[Any] | Pool] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -307,8 +309,8 @@ class Engine:
         if self._domain is None:
             return
         with self.exclusive():
-            for executor in self._executors.values():
-                _link(executor).channel.close()
+            for link in (*self._doomed, *map(_link, self._executors.values())):
+                link.channel.close()
             self._domain.close()
 
     def _check_open(self) -> None:
@@ -369,6 +371,8 @@ class Engine:
         until_s = min(limit_s, self.core.next_timer_s(), limit_s if deadline_s is None else deadline_s)
         self._asleep_until_s = until_s
         domain = self.open()
+        while self._doomed:
+            self._doomed.popleft().channel.close()
         frame = domain.poll(max(until_s - now_s, 0.0), spin_s)
         self._asleep_until_s = 0.0
         if frame is not None:
@@ -461,14 +465,16 @@ class Engine:
             dropped.cancel()
 
     def _park_s(self) -> float | None:
-        timer_s = self.core.next_timer_s()
-        return None if timer_s == dispatch.NEVER else max(timer_s - monotonic(), 0.0)
+        """Parked, it only looks now and then whether an idle executor died or a timer is due."""
+        if not self._executors and self.core.next_timer_s() == dispatch.NEVER:
+            return None
+        return min(max(self.core.next_timer_s() - monotonic(), 0.0), IDLE_LOOK_S)
 
     def _due(self) -> bool:
         if self.closed or self.guests:
             return False
         if not self.core.outstanding and not self.core.abandoned:
-            return monotonic() >= self.core.next_timer_s() or bool(self._executors and self._parked)
+            return self._parked or bool(self._doomed) or monotonic() >= self.core.next_timer_s()
         return bool(self._followers) or monotonic() - self._driven_s > LINGER_S
 
     def _poll_in_background(self) -> None:
@@ -537,7 +543,7 @@ class Engine:
         del self._executors[channel_id]
         _link(executor).open = False
         self._backlogged.discard(_link(executor))
-        _link(executor).channel.close()
+        self._doom(_link(executor))
         self.core.lost(executor, now_s)
 
     def _carry_out(self) -> list[Settlement]:
@@ -574,7 +580,7 @@ class Engine:
             link.define(payload.definition)
             link.call(call.number, payload.definition.number, payload.meta, payload.data, deadline_ns)
         except PeerLostError:
-            return  # its LOST frame follows, and this call is found in flight there
+            self.core.unsent(executor, call, monotonic())
         except (FabricError, ValueError) as error:
             self.core.failed(executor, call.number, error, monotonic())
         if link.backlogged:
@@ -592,9 +598,14 @@ class Engine:
         link = _link(executor)
         link.open = False
         if self._executors.pop(link.channel.id, None) is not None:
-            link.channel.close()
+            self._doom(link)
         self._backlogged.discard(link)
         self.keeper.release(link)
+
+    def _doom(self, link: Link) -> None:
+        """Closing a channel is for the thread that polls its domain."""
+        self._doomed.append(link)
+        self._nudge()
 
     def _cancel_payload(self, call: Call) -> None:
         self.core.effects.append(
