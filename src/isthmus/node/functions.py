@@ -20,6 +20,7 @@ from isthmus.fabric.codec import FunctionHeader, decode_function
 
 ENTER, EXIT = "__isthmus_enter__", "__isthmus_exit__"  # set on methods by the sdk's decorators
 
+Context = Callable[[], Any]
 Stream = Iterator[Any] | AsyncGenerator[Any, None]
 
 
@@ -58,13 +59,17 @@ class Function:
     """One entry of the table.
 
     target  what a plain function's call invokes, once loaded; None for every other kind
+    context gives the first argument of a group's function
     row     first word of its counters on the lease page
     """
 
-    __slots__ = ("_code", "_error", "_instance", "_loaded", "_loop", "header", "row", "target")
+    __slots__ = ("_code", "_context", "_error", "_instance", "_loaded", "_loop", "header", "row", "target")
 
-    def __init__(self, header: FunctionHeader, code: Buffer, row: int, loop: Loop) -> None:
+    def __init__(
+        self, header: FunctionHeader, code: Buffer, row: int, loop: Loop, context: Context | None = None
+    ) -> None:
         self.header = header
+        self._context = context
         self.row = row
         self.target: Callable[..., Any] | None = None
         self._code: Buffer | None = code
@@ -88,6 +93,8 @@ class Function:
             self._load()
         if self.header.kind == "actor":
             return self._settle(self._invoke_method(*args, **kwargs))
+        if self._context is not None:
+            args = (self._context(), *args)
         return self._settle(self._loaded(*args, **kwargs))
 
     @property
@@ -114,7 +121,7 @@ class Function:
             self._error = error
             raise
         self._code = None
-        if self.header.kind == "function":
+        if self.header.kind == "function" and self._context is None:
             self.target = self._loaded
 
     def _invoke_method(self, method: str, /, *args: Any, **kwargs: Any) -> Any:

@@ -7,9 +7,15 @@ do run.
 Not here: when the signal is heeded (`serving.py`).
 """
 
+import math
+import time
+from collections import OrderedDict
 from typing import Literal
 
 from isthmus.core.errors import CallCancelledError, CallError, CallTimeoutError
+
+CANCELS_MAX = 4096  # beyond it the oldest is forgotten: its call runs, and its client ignores the answer
+_OVERTAKEN_S = 2.0  # how far a CANCEL may be ahead of its CALL
 
 Reason = Literal["cancel", "timeout", "gone"]
 
@@ -37,3 +43,35 @@ def answer(reason: Reason, running: bool) -> CallError:
     if reason == "timeout":
         return CallTimeoutError(f"the call's timeout_s passed {where}")
     return CallCancelledError(f"the call was cancelled {where}")
+
+
+class Cancels:
+    """Cancels of calls that do not run yet.
+
+    A CANCEL is urgent and may overtake its CALL; or the CALL was answered already, and nobody will ever ask.
+    So one whose call is not known to be queued is kept for a while only.
+    """
+
+    def __init__(self) -> None:
+        self._reasons: OrderedDict[tuple[int, int], tuple[Reason, float]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._reasons)
+
+    def put(self, channel_id: int, call_id: int, reason: Reason, queued: bool) -> None:
+        until_s = math.inf if queued else time.monotonic() + _OVERTAKEN_S
+        self._reasons[channel_id, call_id] = reason, until_s
+        if len(self._reasons) > CANCELS_MAX:
+            self._reasons.popitem(last=False)
+
+    def take(self, channel_id: int, call_id: int) -> Reason | None:
+        """Why this call must not run, if so; forgets what is too old."""
+        reason, _ = self._reasons.pop((channel_id, call_id), (None, 0.0))
+        now_s = time.monotonic()
+        for key in [key for key, (_, until_s) in self._reasons.items() if until_s < now_s]:
+            del self._reasons[key]
+        return reason
+
+    def forget(self, channel_id: int) -> None:
+        for key in [key for key in self._reasons if key[0] == channel_id]:
+            del self._reasons[key]

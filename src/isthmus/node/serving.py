@@ -9,56 +9,39 @@ The path of a plain function is written out in `_call` without indirection: what
 Not here: kinds of functions (`functions.py`), generators (`streams.py`), process set-up (`executor.py`).
 """
 
-import os
-import sys
 from asyncio import CancelledError
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from isthmus.core.errors import (
-    CodecError,
     EvictedError,
     FunctionLoadError,
-    InvalidRequestError,
     PeerLostError,
 )
-from isthmus.fabric.channels import Channel, Domain, Frame
+from isthmus.fabric.channels import Domain, Frame
 from isthmus.fabric.codec import (
     Encoded,
-    FunctionHeader,
     decode_call,
-    decode_header,
     encode_error,
     encode_value,
     pack_value,
 )
 from isthmus.fabric.frames import Kind
+from isthmus.node.clients import Client, Clients
+from isthmus.node.endings import end_child, exit_code, trim
 from isthmus.node.functions import Function, Loop, is_stream
-from isthmus.node.interruption import CallInterrupted, Reason, Terminated, answer, reason_of
-from isthmus.node.page import BUSY, CALLS, CLIENTS, DRAINING, ERRORS, LAST, LAST_CALL, RUNNING, Page
+from isthmus.node.groups import Switchboard
+from isthmus.node.interruption import CallInterrupted, Cancels, Reason, Terminated, answer, reason_of
+from isthmus.node.page import BUSY, CALLS, DRAINING, ERRORS, LAST, LAST_CALL, RUNNING, Page
 from isthmus.node.streams import Items, Window, send_all
 
-FUNCTIONS_MAX = 4096  # per client: a table index is cheap, but not free
-CANCELS_MAX = 4096  # cancels of calls that have not been met yet; beyond it the oldest is forgotten
 IDLE_S = 3600.0  # one sleep of an idle executor; anything that matters wakes it
 _LONG_CALL_NS = 1_000_000  # after a call this long, cancels are read before the next call
 
 _CALL, _RESULT, _ERROR = int(Kind.CALL), int(Kind.RESULT), int(Kind.ERROR)
-_OWN_FRAMES = ("isthmus.node.", "isthmus.fabric.", "asyncio.")
-
-
-class Client:
-    """One connected client and its function table."""
-
-    __slots__ = ("channel", "functions", "send")
-
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self.send = channel.send
-        self.functions: dict[int, Function] = {}
 
 
 class Server:
@@ -71,9 +54,11 @@ class Server:
         self._spin_s = spin_s
         self._leave = leave
         self._loop = Loop()
-        self._clients: dict[int, Client] = {}
+        self._board = Switchboard(domain, self._receive, self._heed_note)
+        self._clients = Clients(domain, page, self._loop, self._board)
+        self._by_channel = self._clients.by_channel
         self._inbox: deque[Frame] = deque()
-        self._cancels: OrderedDict[tuple[int, int], Reason] = OrderedDict()
+        self._cancels = Cancels()
         self._frame: Frame | None = None  # the call that runs now
         self._window: Window | None = None  # ... and its stream's credit
         self._interrupt: Reason | None = None  # why it must stop
@@ -96,16 +81,14 @@ class Server:
         raise Terminated
 
     def close(self) -> None:
-        """Run what actors left to do, in order of their making."""
-        for client in self._clients.values():
-            _leave_all(client)
-        self._clients.clear()
+        """Run what actors left to do."""
+        self._clients.close()
         self._loop.close()
 
     def terminate(self) -> None:
         """From the SIGTERM handler: stop now if user code runs, else after the current step."""
         self._terminated = True
-        if self._words[RUNNING]:
+        if self._words[RUNNING] and not self._board.shielding:
             raise Terminated
         self._domain.wake()
 
@@ -114,7 +97,7 @@ class Server:
         channel_id, _, call_id, function_id, _, _, _, meta, data = frame
         words = self._words
         try:
-            client = self._clients[channel_id]
+            client = self._by_channel[channel_id]
             function = client.functions[function_id]
         except KeyError:
             self._call_unknown(frame)
@@ -140,7 +123,7 @@ class Server:
                 result = target(*args, **kwargs)
             finally:
                 if self.forked:
-                    _end_child()
+                    end_child()
                 words[RUNNING] = 0
             meta, buffers = pack_value(result)
             kind = _RESULT
@@ -191,7 +174,7 @@ class Server:
             return code(*args, **kwargs)
         finally:
             if self.forked:
-                _end_child()
+                end_child()
             self._words[RUNNING] = 0
 
     def _stream(self, client: Client, items: Items, frame: Frame) -> Any:
@@ -217,7 +200,7 @@ class Server:
 
     def _refusal(self, frame: Frame) -> tuple[int, Encoded] | None:
         """Why this call is not run at all, if so."""
-        reason = self._cancels.pop((frame.channel_id, frame.call_id), None)
+        reason = self._cancels.take(frame.channel_id, frame.call_id)
         if reason is not None:
             return _ERROR, encode_error(answer(reason, running=False))
         if self._words[DRAINING]:
@@ -227,7 +210,7 @@ class Server:
         return None
 
     def _call_unknown(self, frame: Frame) -> None:
-        client = self._client(frame.channel_id)
+        client = self._clients.meet(frame.channel_id)
         if client is None:
             return
         if frame.function_id in client.functions:
@@ -247,7 +230,7 @@ class Server:
             return encode_error(answer(error.reason, running=True))
         if interrupt is not None and isinstance(error, CancelledError):
             return encode_error(answer(interrupt, running=True))
-        _trim(error)
+        trim(error)
         return encode_error(error)
 
     def _send(self, client: Client, kind: int, encoded: Encoded, frame: Frame) -> None:
@@ -263,10 +246,18 @@ class Server:
     # everything else that arrives ---------------------------------------------------------------------------
     def on_signal(self, _number: int, _stack: FrameType | None) -> None:
         """The handler of the signal that announces bytes on a bootstrap socket."""
-        if self._words[RUNNING]:
+        if self._words[RUNNING] and not self._board.shielding:
             self._heed()
         else:
             self._signalled = True
+
+    def _heed_note(self) -> None:
+        """Between two acts of a group on the fabric: heed what came in during the first."""
+        if self._terminated:
+            raise Terminated
+        if self._signalled:
+            self._heed()
+        self._raise_interrupt()
 
     def _heed(self) -> None:
         """Read what has come in while user code runs, and stop that code if it says so."""
@@ -288,6 +279,8 @@ class Server:
     def _receive(self, frame: Frame) -> None:
         """Sort a frame that arrived while a call is under way."""
         running = self._frame
+        if self._board.offer(frame):
+            return
         if frame.kind == Kind.CANCEL:
             self._cancel(frame)
         elif running is not None and frame.channel_id == running.channel_id and frame.kind == Kind.YIELD:
@@ -312,102 +305,17 @@ class Server:
         if running is not None and (running.channel_id, running.call_id) == (frame.channel_id, frame.call_id):
             self._interrupt = reason
             return
-        self._cancels[frame.channel_id, frame.call_id] = reason
-        if len(self._cancels) > CANCELS_MAX:
-            self._cancels.popitem(last=False)
+        queued = any(
+            (call.kind, call.channel_id, call.call_id) == (_CALL, frame.channel_id, frame.call_id)
+            for call in self._inbox
+        )
+        self._cancels.put(frame.channel_id, frame.call_id, reason, queued)
 
     def _control(self, frame: Frame) -> None:
         if frame.kind == Kind.DEFINE:
-            self._define(frame)
+            self._clients.define(frame)
         elif frame.kind == Kind.CANCEL:
             self._cancel(frame)
-        elif frame.kind in (Kind.GOODBYE, Kind.LOST):
-            self._forget(frame.channel_id)
-
-    def _define(self, frame: Frame) -> None:
-        client = self._client(frame.channel_id)
-        if client is None:
-            return
-        try:
-            header = decode_header(frame.meta)
-            if len(client.functions) >= FUNCTIONS_MAX:
-                raise InvalidRequestError(f"a client may define {FUNCTIONS_MAX} functions")
-        except (CodecError, InvalidRequestError) as error:
-            print(f"isthmus: ignored a function definition: {error}", file=sys.stderr)
-            return
-        if header.kind == "native":
-            self._define_native(client, frame, header)
-            return
-        code = frame.data if frame.data is not None else b""
-        row = self._page.add_row(header.name)
-        if (former := client.functions.get(frame.function_id)) is not None:
-            former.leave()
-        client.functions[frame.function_id] = Function(header, code, row, self._loop)
-
-    def _define_native(self, client: Client, frame: Frame, header: FunctionHeader) -> None:
-        try:
-            self._domain.define_native(
-                frame.channel_id, frame.function_id, header.library, header.symbol, header.result_bytes_max
-            )
-        except FunctionLoadError as error:
-            row = self._page.add_row(header.name)
-            client.functions[frame.function_id] = Function.broken(header, error, row, self._loop)
-
-    def _client(self, channel_id: int) -> Client | None:
-        """The client behind a channel, met on its first frame."""
-        client = self._clients.get(channel_id)
-        if client is None:
-            channel = self._domain.channel(channel_id)
-            if channel is None:
-                return None
-            client = self._clients[channel_id] = Client(channel)
-            self._words[CLIENTS] = len(self._clients)
-        return client
-
-    def _forget(self, channel_id: int) -> None:
-        client = self._clients.pop(channel_id, None)
-        if client is not None:
-            _leave_all(client)
-        channel = self._domain.channel(channel_id)
-        if channel is not None:
-            channel.close()
-        for key in [key for key in self._cancels if key[0] == channel_id]:
-            del self._cancels[key]
-        self._words[CLIENTS] = len(self._clients)
-
-
-def _end_child() -> NoReturn:
-    """End a process that user code forked and that comes back from that code: its parent answers the call."""
-    error = sys.exc_info()[1]
-    code = 0
-    if isinstance(error, SystemExit):
-        code = exit_code(error)
-    elif error is not None:
-        sys.excepthook(type(error), error, error.__traceback__)
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def exit_code(error: SystemExit) -> int:
-    """What the interpreter would exit with."""
-    if error.code is None:
-        return 0
-    if isinstance(error.code, int):
-        return error.code & 0xFF
-    print(error.code, file=sys.stderr)
-    return 1
-
-
-def _trim(error: BaseException) -> None:
-    """Drop our own frames from the head of the traceback: the user's code is what the reader looks for."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(_OWN_FRAMES):
-        trace = trace.tb_next
-    error.__traceback__ = trace
-
-
-def _leave_all(client: Client) -> None:
-    for function in client.functions.values():
-        function.leave()
+        elif not self._board.offer(frame) and frame.kind in (Kind.GOODBYE, Kind.LOST):
+            self._clients.forget(frame.channel_id)
+            self._cancels.forget(frame.channel_id)
