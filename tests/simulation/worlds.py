@@ -212,6 +212,21 @@ class World:
         site.kill()
         self.loop.call_later(self.chance.uniform(0.1, 15.0), self._restart_site, site)
 
+    def stop_site(self) -> None:
+        """An operator stops it in good order, and starts it again."""
+        site, self.site = self.site, None
+        if site is not None:
+            self.note("site stops")
+            self._watch(self._close_site(site))
+
+    async def _close_site(self, site: SiteLife) -> None:
+        try:
+            await site.leasing.close()
+        except IsthmusError as error:
+            self.note("site could not close", error)
+        site.kill()
+        self.loop.call_later(self.chance.uniform(0.1, 5.0), self._restart_site, site)
+
     def _restart_site(self, dead: SiteLife) -> None:
         dead.ledger.close()
         if self.is_volatile:
@@ -243,7 +258,7 @@ class World:
     async def _break_things(self) -> None:
         acts: list[Callable[[], None]] = [
             self._crash_agent, self._crash_agent, self._partition, self._partition, self._jump_clock,
-            self.crash_site, self._reboot, self._lose_platform, self._preempt,
+            self.crash_site, self.stop_site, self._reboot, self._lose_platform, self._preempt,
         ]  # fmt: skip
         while True:
             await asyncio.sleep(self.chance.expovariate(1 / 8.0))

@@ -19,6 +19,7 @@ from isthmus.core.settings import LeasingSettings
 from isthmus.leasing.books import Books, Change, Held
 from isthmus.leasing.control import NodeControl
 from isthmus.leasing.lifecycle import (
+    OPEN,
     DrainOnNode,
     EndOnNode,
     EndOrdered,
@@ -72,6 +73,12 @@ class Acting:
     def end(self, held: Held, reason: EndReason, detail: str = "") -> None:
         """Have the lease ended; the first reason stands. Raises LedgerError."""
         self.apply([(held, EndOrdered(at_s=self._clock.now(), reason=reason, detail=detail))])
+
+    def withdraw(self, leases: Iterable[Held], reason: EndReason, detail: str) -> None:
+        """Have all of them ended that are not over yet, in one transaction. Raises LedgerError."""
+        now_s = self._clock.now()
+        running = [held for held in leases if held.lease.state in OPEN]
+        self.apply([(held, EndOrdered(at_s=now_s, reason=reason, detail=detail)) for held in running])
 
     def extend_fence(self, held: Held) -> None:
         """Called before any order with a deadline leaves: until then, and the orphans' time, the lease may

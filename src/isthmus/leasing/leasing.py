@@ -1,13 +1,13 @@
 """Leases: ask for them, renew them, give them back. The one door to them for everything above.
 
-    request -> decide (policy) -> written down -> allocation (platform) -> order to the agent -> written down
--> grant Invariant: every transition is written before it is acted on; every answer that a caller gets is true
-in the ledger. Not here: what time and agents do to leases (`reconciling.py`), orders (`acting.py`,
-`starting.py`).
+    request -> decision, written down -> allocation -> order to the agent -> written down -> grant
+
+Invariant: every transition is written before it is acted on; every answer that a caller gets is true in the
+ledger. Not here: deciding and waiting (`granting.py`), starting (`starting.py`), what time and agents do to
+leases (`reconciling.py`).
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 
 from isthmus.core import tokens
@@ -26,14 +26,12 @@ from isthmus.core.clock import Clock
 from isthmus.core.errors import (
     DeniedError,
     InvalidRequestError,
-    IsthmusError,
     LeaseEndedError,
-    NoCapacityError,
     NotFoundError,
     PermissionDeniedError,
     SiteUnavailableError,
 )
-from isthmus.core.ids import AllocationId, ExecutorId, LeaseId, NodeId, RequestId, TenantId, new_id
+from isthmus.core.ids import ExecutorId, LeaseId, NodeId, RequestId, TenantId, new_id
 from isthmus.core.model import EndReason, Lease, LeaseClass, LeaseState, Node, Principal
 from isthmus.core.settings import LeasingSettings
 from isthmus.leasing.acting import Acting
@@ -41,24 +39,21 @@ from isthmus.leasing.books import Books, Held
 from isthmus.leasing.control import NodeControl
 from isthmus.leasing.explaining import Explanation, explain_lease, explain_request
 from isthmus.leasing.functions import sum_by_name
+from isthmus.leasing.granting import Granting
 from isthmus.leasing.inventory import Inventory
-from isthmus.leasing.ledger import Batch, Ledger, LedgerError
+from isthmus.leasing.ledger import Batch, Ledger
 from isthmus.leasing.lifecycle import (
     OPEN,
     DrainOrdered,
-    Event,
     ExecutorAdded,
     ExecutorGone,
-    Granted,
     Renewed,
-    StartOrdered,
 )
 from isthmus.leasing.reconciling import Reconciling
 from isthmus.leasing.starting import Starting
-from isthmus.leasing.waiting import Waiter, WaitingQueue
 from isthmus.node.messages import AddExecutor, AgentHello, ExecutorEnded, Heartbeat, KillExecutor, LeaseEnded
 from isthmus.platforms.platform import Platform
-from isthmus.policy import Decision, Demand, Logged, PolicySet, Replay, decide, replay
+from isthmus.policy import Demand, Logged, PolicySet, Replay, decide, replay
 
 COUNT_MAX = 10_000  # leases in one request
 EXECUTORS_MAX = 64  # in one lease, nested calls included
@@ -88,11 +83,10 @@ class Leasing:
         self._books = Books(settings, ledger, clock)
         self._inventory = Inventory(settings.agent_silence_s, ledger.draining_nodes())
         self._acting = Acting(settings, self._books, platform, nodes, clock)
-        self._acting.on_freed = self._serve_waiters
+        self._granting = Granting(settings, self._books, self._acting, policies, clock, new_id)
+        self._acting.on_freed = self._granting.serve_waiters
         self._starting = Starting(self._acting, platform, nodes, clock, site_key)
         self._reconciling = Reconciling(settings, self._books, self._inventory, self._acting, ledger, clock)
-        self._queue = WaitingQueue(settings.queue_max)
-        self._is_closing = False
 
     # life of the site ---------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -103,13 +97,8 @@ class Leasing:
         """End every lease (SITE_STOPPED) and turn waiting requests away. Leases of silent nodes stay on the
         books.
         """
-        self._is_closing = True
-        for waiter in self._queue.all():
-            self._queue.remove(waiter)
-            if not waiter.answer.done():
-                waiter.answer.set_exception(SiteUnavailableError("the site is stopping"))
-        running = [held for held in self._books.open.values() if held.lease.state in OPEN]
-        self._starting.withdraw(running, EndReason.SITE_STOPPED, "the site was stopped")
+        self._granting.close()
+        self._acting.withdraw(list(self._books.open.values()), EndReason.SITE_STOPPED, "the site was stopped")
         try:
             async with asyncio.timeout(self._settings.grace_s + CLOSE_WAIT_S):
                 await self._acting.all_ended()
@@ -128,7 +117,7 @@ class Leasing:
         answer names.
         """
         demand = self._demand(principal, request)
-        decision, granted = await self._grant(demand)
+        decision, granted = await self._granting.grant(demand)
         started, failure = await self._starting.start(granted, request.together)
         if failure is not None and (request.together or not started):
             raise failure
@@ -139,7 +128,7 @@ class Leasing:
         return LeaseReply(request=demand.request, grants=grants, explanation=explanation)
 
     def _demand(self, principal: Principal, request: LeaseRequest) -> Demand:
-        if self._is_closing:
+        if self._granting.is_closing:
             raise SiteUnavailableError("the site is stopping")
         if principal.role == "lease":
             raise PermissionDeniedError(
@@ -157,117 +146,6 @@ class Leasing:
             quota=principal.quota,
             lease=request,
         )
-
-    async def _grant(self, demand: Demand) -> tuple[Decision, list[Held]]:
-        """Granted and written down, at once or after waiting; those who wait are not overtaken by their own
-        tenant.
-        """
-        decision = None
-        if not self._queue.has(demand.tenant):
-            decision, granted = self._try(demand, is_first=True)
-            if granted:
-                return decision, granted
-            if demand.lease.wait_s == 0:
-                raise _refusal(demand, decision)
-        waiter = Waiter(demand, decision)
-        self._queue.add(waiter)
-        try:
-            async with asyncio.timeout(min(demand.lease.wait_s, self._settings.queue_wait_s)):
-                return await waiter.answer
-        except TimeoutError:
-            if waiter.answer.done() and not waiter.answer.cancelled():
-                return waiter.answer.result()
-            raise _refusal(demand, waiter.decision) from None
-        except asyncio.CancelledError:
-            if waiter.is_granted:
-                with contextlib.suppress(
-                    LedgerError
-                ):  # then the reconcile loop finds them without a requester
-                    self._starting.withdraw(
-                        waiter.answer.result()[1], EndReason.CANCELLED, "its requester left"
-                    )
-            raise
-        finally:
-            self._queue.remove(waiter)
-
-    def _try(self, demand: Demand, is_first: bool) -> tuple[Decision, list[Held]]:
-        """Decide once, and write down what follows. Raises DeniedError, LedgerError."""
-        snapshot = self._books.snapshot(self._policies.may_preempt)
-        decision = decide(self._policies, snapshot, demand)
-        logged = Logged(demand=demand, snapshot=snapshot.record(), decision=decision)
-        match decision.outcome:
-            case "grant":
-                return decision, self._enter(demand, decision, logged)
-            case "deny":
-                self._ledger.write(Batch(decisions=(logged,)))
-                raise _refusal(demand, decision)
-            case "wait":
-                pushed = [self._books.open[lease] for lease in decision.evict]
-                drains: list[tuple[Held, Event]] = [
-                    (held, DrainOrdered(at_s=snapshot.clock_s)) for held in pushed
-                ]
-                if is_first or drains:
-                    self._acting.apply(drains, decisions=(logged,))
-                return decision, []
-
-    def _enter(self, demand: Demand, decision: Decision, logged: Logged) -> list[Held]:
-        """The decision and all its leases in one transaction, ready to be started."""
-        now_s = self._clock.now()
-        new = [self._new_lease(demand, decision.lease_class, now_s) for _ in decision.places]
-        events: list[tuple[Held, Event]] = []
-        for held, node in zip(new, decision.places, strict=True):
-            allocation = AllocationId(self._new_id("al"))
-            events.append((held, Granted(at_s=now_s, node=node, allocation=allocation)))
-            events.append((held, StartOrdered(at_s=now_s, deadline_s=now_s + self._settings.lease_s)))
-            held.expires_at = self._clock.monotonic() + self._settings.lease_s
-            held.seen_at = self._clock.monotonic()
-            held.is_starting = True
-        self._acting.apply(events, new=new, decisions=(logged,))
-        return new
-
-    def _new_lease(self, demand: Demand, lease_class: LeaseClass, now_s: float) -> Held:
-        asked = demand.lease
-        lease = Lease(
-            lease=LeaseId(self._new_id("ls")),
-            tenant=demand.tenant,
-            resources=asked.resources,
-            lease_class=lease_class,
-            environment=asked.environment,
-            state=LeaseState.REQUESTED,
-            pool=asked.pool,
-            created_s=now_s,
-            parent=asked.parent,
-            labels=asked.labels,
-        )
-        return Held(lease, demand.request)
-
-    def _serve_waiters(self) -> None:
-        """Something became free: serve those who wait, tenant by tenant, until nobody more can be served."""
-        is_served = not self._is_closing
-        while is_served:
-            is_served = False
-            for waiter in self._queue.heads():
-                is_served |= self._serve(waiter)
-
-    def _serve(self, waiter: Waiter) -> bool:
-        """Whether the waiter got its answer. A ledger that cannot be written now leaves it waiting."""
-        if waiter.answer.done():
-            return False
-        try:
-            decision, granted = self._try(waiter.demand, is_first=waiter.decision is None)
-        except LedgerError:
-            return False
-        except DeniedError as error:
-            self._queue.remove(waiter)
-            waiter.answer.set_exception(error)
-            return True
-        waiter.decision = decision
-        if not granted:
-            return False
-        self._queue.remove(waiter)
-        self._queue.rotate(waiter.demand.tenant)
-        waiter.answer.set_result((decision, granted))
-        return True
 
     def _grant_of(self, held: Held) -> Grant:
         lease = held.lease
@@ -326,7 +204,7 @@ class Leasing:
         if held is None or not _sees(principal, held.lease):
             self.lease(principal, lease_id)  # raises NotFoundError, or it has ended already
             return
-        self._starting.withdraw([held], EndReason.RELEASED, "")
+        self._acting.withdraw([held], EndReason.RELEASED, "")
         try:
             async with asyncio.timeout(self._settings.grace_s + 1.0):
                 await self._acting.ended(lease_id)
@@ -374,7 +252,7 @@ class Leasing:
     # looking ------------------------------------------------------------------------------------------------
     @property
     def requests_waiting(self) -> int:
-        return len(self._queue)
+        return self._granting.requests_waiting
 
     @property
     def policies(self) -> PolicySet:
@@ -409,6 +287,8 @@ class Leasing:
         lease = self.lease(principal, LeaseId(subject))
         request = self._ledger.request_of(lease.lease)
         decisions = list(self._ledger.decisions(request)) if request else []
+        if not decisions:
+            raise NotFoundError(f"the decision on lease {subject} is older than leasing.history_s")
         return explain_lease(lease, decisions, self._ledger.transitions(lease.lease))
 
     def dry_run(
@@ -467,7 +347,7 @@ class Leasing:
         self._ledger.write(Batch(resumed=(node,)))
         self._inventory.draining.discard(node)
         self._books.nodes.set_open(node, self._inventory.is_open(node, self._clock.monotonic()))
-        self._serve_waiters()
+        self._granting.serve_waiters()
 
     def _known(self, node: NodeId) -> None:
         if not self._inventory.knows(node):
@@ -486,15 +366,3 @@ def _sees_tenant(principal: Principal, tenant: TenantId) -> bool:
 
 def _scope(principal: Principal) -> TenantId | None:
     return None if principal.role in ("admin", "operator") else principal.tenant
-
-
-def _refusal(demand: Demand, decision: Decision | None) -> IsthmusError:
-    """What a request that got nothing raises: no is not the same as not now."""
-    hint = f" (isthmus explain {demand.request})"
-    if decision is None:
-        return NoCapacityError(
-            f"others of tenant {demand.tenant} were waiting before it, and it waited in vain"
-        )
-    if decision.outcome == "deny" or decision.blocked_by == "quota":
-        return DeniedError(decision.reason + hint)
-    return NoCapacityError(decision.reason + hint)

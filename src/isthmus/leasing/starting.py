@@ -15,7 +15,7 @@ from isthmus.leasing.acting import Acting
 from isthmus.leasing.books import Held
 from isthmus.leasing.control import NodeControl
 from isthmus.leasing.ledger import LedgerError
-from isthmus.leasing.lifecycle import OPEN, EndOrdered, Event, Gone, Started
+from isthmus.leasing.lifecycle import EndOrdered, Event, Gone, Started
 from isthmus.node.messages import Done, StartLease
 from isthmus.platforms.platform import Platform
 
@@ -42,16 +42,11 @@ class Starting:
             return self._settle(leases, answers, together)
         except asyncio.CancelledError:
             with contextlib.suppress(LedgerError):  # then the reconcile loop finds them without a requester
-                self.withdraw(leases, EndReason.CANCELLED, "its requester left")
+                self._acting.withdraw(leases, EndReason.CANCELLED, "its requester left")
             raise
         finally:
             for held in leases:
                 held.is_starting = False
-
-    def withdraw(self, leases: list[Held], reason: EndReason, detail: str) -> None:
-        now_s = self._clock.now()
-        running = [held for held in leases if held.lease.state in OPEN]
-        self._acting.apply([(held, EndOrdered(at_s=now_s, reason=reason, detail=detail)) for held in running])
 
     async def _start(self, held: Held) -> Done | Event:
         """The agent's answer, or the event that its absence means."""
