@@ -164,7 +164,7 @@ class Contexts:
     def __init__(self, board: Switchboard) -> None:
         self._board = board
         self._tables: dict[int, GroupTable] = {}
-        self._made: dict[int, Group] = {}
+        self._made: dict[int, Any] = {}
 
     def define(self, index: int, table: GroupTable) -> None:
         self._tables[index] = table
