@@ -324,8 +324,15 @@ Outcome Domain::wait(std::uint64_t time_ns, std::uint64_t spin_until_ns, std::ui
 }
 
 Outcome Domain::drive(nb::handle self, Turn& turn, bool may_yield, std::uint64_t spin_until_ns, std::uint64_t until_ns) {
+    const std::uint64_t spin_ns = engine.has_functions() ? spin_until_ns - std::min(spin_until_ns, now_ns()) : 0;
+    std::uint64_t native_calls = engine.counters.native_calls.load(std::memory_order_relaxed);
     for (;;) {
         std::uint64_t time_ns = now_ns();
+        if (const std::uint64_t served = engine.counters.native_calls.load(std::memory_order_relaxed);
+            served != native_calls) {
+            native_calls = served;
+            spin_until_ns = std::min(time_ns + spin_ns, until_ns);  // whoever called may call again at once
+        }
         if (ticks_wanted_) tick(self, time_ns);
         Outcome outcome = Outcome::nothing;
         if (engine.has_functions()) {
