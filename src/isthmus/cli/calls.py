@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
 
 
 def calls(state: State = None, as_json: Json = False) -> None:
-    """List durable calls: those that survive their client and the site.
+    """List your durable calls.
+
+    They survive their client and the site, and run at least once with one recorded result.
 
     \b
       isthmus calls

@@ -18,7 +18,9 @@ def config(
     words: Annotated[bool, typer.Option("--words/--no-words", help="Say what each setting costs.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Show the settings that hold here, where each came from, and what it costs.
+    """Show the settings that hold here.
+
+    Where each came from, and what more or less of it costs.
 
     \b
       isthmus config

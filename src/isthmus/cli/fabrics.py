@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
 
 
 def fabric(as_json: Json = False) -> None:
-    """Show the data plane of this machine: which library, transports and devices calls would use.
+    """Show the data plane of this machine.
+
+    Which library, transports and devices calls would use.
 
     \b
       isthmus fabric

@@ -12,7 +12,9 @@ def register(app: typer.Typer) -> None:
 
 
 def functions(state: State = None, as_json: Json = False) -> None:
-    """List the functions that ran under your leases: calls, errors, time inside.
+    """List the functions that ran.
+
+    With their calls, errors and time inside, over all your leases.
 
     \b
       isthmus functions

@@ -31,7 +31,9 @@ def login(
     forget: Annotated[bool, typer.Option("--forget", help="Forget the site and its key instead.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remember a site and your API key for it; programs of this user then find it by themselves.
+    """Remember a site and your key for it.
+
+    Programs of this user then find it by themselves.
 
     \b
       isthmus login https://isthmus.example.org            asks for the key without showing it

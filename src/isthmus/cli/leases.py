@@ -28,7 +28,9 @@ def leases(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """List your leases: who holds which cores, since when, and why the past ones ended.
+    """List your leases.
+
+    Who holds which cores, since when, and why the past ones ended.
 
     \b
       isthmus leases
@@ -58,7 +60,7 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def release(lease: Lease, state: State = None, as_json: Json = False) -> None:
-    """End a lease and everything that runs under it.
+    """End a lease and all that runs under it.
 
     \b
       isthmus release ls_01jh2k3m4n5p6q7r
@@ -75,7 +77,9 @@ def explain(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Tell why a request was granted, had to wait or was denied: the rules that fired, the nodes weighed.
+    """Tell why a lease was granted or not.
+
+    The rules that fired, the nodes weighed with their scores, and what happened since.
 
     \b
       isthmus explain ls_01jh2k3m4n5p6q7r
@@ -94,7 +98,9 @@ def logs(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Print what functions wrote to stdout and stderr under a lease.
+    """Print what functions wrote under a lease.
+
+    Their stdout and stderr, mixed as they came.
 
     \b
       isthmus logs ls_01jh2k3m4n5p6q7r
@@ -123,7 +129,9 @@ def _print_chunk(site: Site, lease: str, offset: int, as_json: bool) -> tuple[in
 
 
 def usage(state: State = None, as_json: Json = False) -> None:
-    """Show what your leases used so far: the bill, in core-seconds, by class of lease.
+    """Show the bill: what your leases used.
+
+    In core-seconds, by class of lease.
 
     \b
       isthmus usage

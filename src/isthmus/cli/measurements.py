@@ -27,7 +27,9 @@ def bench(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Time a no-op call on the current site: cold, warm and hot, and 1 MiB there and back.
+    """Time a no-op call on the current site.
+
+    Cold, warm and hot, and 1 MiB there and back.
 
     \b
       isthmus bench

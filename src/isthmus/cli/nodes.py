@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 
 
 def nodes(state: State = None, as_json: Json = False) -> None:
-    """List the machines that can host leases, and what holds limits there.
+    """List machines that can host leases.
+
+    The last columns say what really holds the limits of a lease there.
 
     \b
       isthmus nodes
@@ -27,7 +29,9 @@ def nodes(state: State = None, as_json: Json = False) -> None:
 
 
 def drain(node: Node, state: State = None, as_json: Json = False) -> None:
-    """Give a node no new leases; those it has end in order.
+    """Give a node no new leases.
+
+    Elastic leases it has end in order; reserved ones stay until their owners end them.
 
     \b
       isthmus drain node7      before maintenance; undo with `isthmus resume node7`

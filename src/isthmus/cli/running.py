@@ -46,7 +46,8 @@ def up(
     ] = -1,
     as_json: Json = False,
 ) -> None:
-    """Start a site for this user on this machine.
+    """Start a site on this machine.
+
 
     \b
     It leases the cores of this machine to functions, keeps its books in the state directory, and
@@ -130,7 +131,9 @@ def _start(state: Path, port: int | None) -> dict[str, Any]:
 
 
 def down(state: State = None, as_json: Json = False) -> None:
-    """Stop the site that runs here; its leases end in order.
+    """Stop the site that runs here.
+
+    Its leases end in order, and nothing of it is left running.
 
     \b
       isthmus down
@@ -157,7 +160,7 @@ def down(state: State = None, as_json: Json = False) -> None:
 
 
 def status(state: State = None, as_json: Json = False) -> None:
-    """Show what the site has, what it does, and who you are to it.
+    """Show the site, its load, and who you are.
 
     \b
       isthmus status

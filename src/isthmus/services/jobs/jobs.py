@@ -146,6 +146,7 @@ class Jobs:
         if recovered:
             _log.info("durable calls start again after a restart", calls=recovered)
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._slots.end_orphans(), name="services.jobs.orphans")
             tasks.create_task(self._slots.run(), name="services.jobs.slots")
             tasks.create_task(self._forget(), name="services.jobs.forget")
             while True:

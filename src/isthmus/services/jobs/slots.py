@@ -16,13 +16,16 @@ import structlog
 from isthmus.core.api import DurableCall, Grant, KillReply, LeaseReply, LeaseRequest, RenewReply
 from isthmus.core.clock import Clock
 from isthmus.core.errors import DeniedError, IsthmusError, NoCapacityError, SiteUnavailableError
-from isthmus.core.ids import ExecutorId, LeaseId
+from isthmus.core.ids import ExecutorId, LeaseId, TenantId
 from isthmus.core.model import Environment, Lease, LeaseClass, Principal, Resources
 from isthmus.services.jobs.relay import Relay
 
 IDLE_S = 2.0  # a slot without work keeps its lease this long
 TICK_S = 1.0  # period of renewing and releasing, only while slots exist
 RETRY_S = 0.5  # between two requests for capacity that was not there
+
+LABELS = {"isthmus": "durable calls"}  # on leases made here, to know them again after a restart
+_SITE = Principal(tenant=TenantId("site"), role="admin", name="durable calls")
 
 _log = structlog.get_logger("services.jobs.slots")
 
@@ -36,7 +39,8 @@ class LeaseSource(Protocol):
     async def kill_executor(
         self, principal: Principal, lease: LeaseId, executor: ExecutorId
     ) -> KillReply: ...
-    def lease(self, principal: Principal, id: LeaseId) -> Lease: ...
+    def lease(self, principal: Principal, lease_id: LeaseId) -> Lease: ...
+    def leases(self, principal: Principal, ended: bool) -> list[Lease]: ...
 
 
 class Shape(NamedTuple):
@@ -95,6 +99,15 @@ class Slots:
                 await self._give_up_one(shape)
             await self._wait()
 
+    async def end_orphans(self) -> None:
+        """Give back leases of a site that died: their channels died with it, and they hold capacity."""
+        orphans = [lease for lease in self._source.leases(_SITE, False) if lease.labels == LABELS]
+        held = {slot.lease for slot in self._held.values()}
+        for lease in orphans:
+            if lease.lease not in held:
+                with contextlib.suppress(IsthmusError):  # then it ends by itself: nobody renews it
+                    await self._source.release(_SITE, lease.lease)
+
     async def give(self, slot: Slot) -> None:
         """Back, for the next call."""
         if slot.channel_id not in self._held:
@@ -134,7 +147,7 @@ class Slots:
         """None: no capacity now."""
         request = LeaseRequest(
             resources=call.resources, lease_class=call.lease_class, environment=call.environment,
-            policy=call.policy, function=call.function_name, labels={"durable": "1"},
+            policy=call.policy, function=call.function_name, labels=LABELS,
         )  # fmt: skip
         try:
             reply = await self._source.request(principal, request)
@@ -158,6 +171,9 @@ class Slots:
             _log.warning("cannot connect", lease=grant.lease, why=str(error))
             await self._source.release(principal, grant.lease)
             return None
+        except asyncio.CancelledError:  # the call was cancelled meanwhile: nobody would know of this lease
+            await self._source.release(principal, grant.lease)
+            raise
         slot = Slot(shape, principal, grant, channel_id)
         slot.renewed_s = self._clock.monotonic()
         self._held[channel_id] = slot

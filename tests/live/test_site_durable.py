@@ -1,0 +1,119 @@
+"""Durable calls through deaths: of the site, of the executor, of the function itself."""
+
+import os
+import signal
+import time
+
+import msgspec
+import pytest
+from tests.live.sites import running_site
+
+from isthmus.core.api import CallResult, DurableCall
+from isthmus.core.errors import ExecutorLostError, MemoryLimitError
+from isthmus.core.model import Resources
+from isthmus.fabric.codec import decode_error, decode_value, encode_call, encode_function, join
+
+
+def note_and_sleep(path, duration_s):
+    import os
+    import time
+
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(descriptor, b"x")
+    os.close(descriptor)
+    time.sleep(duration_s)
+    return os.getpid()
+
+
+def die(code):
+    import os
+
+    os._exit(code)
+
+
+def hog():
+    return [bytearray(64 << 20) for _ in range(100)]
+
+
+def durable(function, *args, **more):
+    function.__module__ = "__main__"  # travels by value: executors cannot import this test module
+    arguments = encode_call(args, {})
+    call = DurableCall(
+        function_name=function.__name__, function_kind="function", function_code=encode_function(function),
+        arguments_meta=arguments.meta, arguments_data=bytes(join(arguments.data)), **more,
+    )  # fmt: skip
+    return msgspec.msgpack.encode(call)
+
+
+def result_of(client, call):
+    answer = client.get(f"/v1/calls/{call}/result", params={"wait_s": 50})
+    return msgspec.msgpack.decode(answer.content, type=CallResult)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    with running_site(tmp_path_factory.mktemp("durable") / "state") as running:
+        yield running
+
+
+def test_acknowledged_calls_survive_the_kill_of_the_site(tmp_path):
+    with running_site(tmp_path / "state") as first, first.client() as client:
+        notes = [tmp_path / f"{number}.note" for number in range(20)]
+        calls = [
+            client.post("/v1/calls", content=durable(note_and_sleep, str(note), 0.1)).json()["call"]
+            for note in notes
+        ]
+        while not any(note.exists() for note in notes):
+            time.sleep(0.01)
+        first.stop(signal.SIGKILL)
+        with running_site(first.state) as second, second.client() as again:
+            results = [result_of(again, call) for call in calls]
+            assert {result.state for result in results} == {"done"}
+            assert all(decode_value(result.meta, memoryview(result.data)) > 1 for result in results)
+            runs = [note.stat().st_size for note in notes]
+            attempts = [again.get(f"/v1/calls/{call}").json()["attempts"] for call in calls]
+            assert all(1 <= ran <= tried for ran, tried in zip(runs, attempts, strict=True))
+
+
+def test_a_function_that_ends_its_process_is_told_with_its_exit_code(site):
+    with site.client() as client:
+        call = client.post("/v1/calls", content=durable(die, 7)).json()["call"]
+        result = result_of(client, call)
+        error = decode_error(result.meta, memoryview(result.data))
+        assert (result.state, type(error)) == ("failed", ExecutorLostError)
+        assert "7" in str(error)
+        assert client.get(f"/v1/calls/{call}").json()["attempts"] == 1
+
+
+def test_retries_are_spent_on_deaths_of_its_own_doing(site):
+    with site.client() as client:
+        call = client.post("/v1/calls", content=durable(die, 7, retries=1)).json()["call"]
+        assert result_of(client, call).state == "failed"
+        assert client.get(f"/v1/calls/{call}").json()["attempts"] == 2
+
+
+def test_a_function_that_eats_its_memory_is_told_so(site):
+    with site.client() as client:
+        if client.get("/v1/nodes").json()[0]["enforcement"]["memory"] != "cgroup":
+            pytest.skip("no cgroup here limits memory")
+        call = client.post("/v1/calls", content=durable(hog, resources=Resources(memory="128MiB"))).json()[
+            "call"
+        ]
+        result = result_of(client, call)
+        assert type(decode_error(result.meta, memoryview(result.data))) in (MemoryLimitError, MemoryError), (
+            result.detail
+        )
+
+
+def test_an_executor_killed_from_outside_loses_no_call(site, tmp_path):
+    note = tmp_path / "note"
+    with site.client() as client:
+        call = client.post("/v1/calls", content=durable(note_and_sleep, str(note), 0.5, retries=1)).json()[
+            "call"
+        ]
+        while not note.exists():
+            time.sleep(0.01)
+        (lease,) = [row for row in client.get("/v1/leases").json() if row["state"] == "active"]
+        os.kill(lease["executors"][0]["pid"], signal.SIGKILL)
+        assert result_of(client, call).state == "done"
+        assert note.stat().st_size == 2
