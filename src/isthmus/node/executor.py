@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import msgspec
+from threadpoolctl import threadpool_limits
 
 import isthmus.fabric
 from isthmus.core import tokens
@@ -81,6 +82,7 @@ def _occupy(assignment: Assignment) -> Page:
     os.environ["ISTHMUS_LEASE"] = assignment.lease
     os.environ["ISTHMUS_LEASE_TOKEN"] = fencing.nested_token(assignment)
     os.environ["OMP_NUM_THREADS"] = str(assignment.cores)
+    threadpool_limits(assignment.cores)  # NumPy's BLAS started in the zygote with a thread for every core
     page = Page(Path(assignment.page))
     page[START_TICKS] = start_ticks(os.getpid())
     page[PID] = os.getpid()

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from isthmus.core.units import format_seconds
+
 SAMPLES_MAX = 4096  # the latest of each kind; enough for a p99 that means something
 HOT_GAP_S = 0.002  # an executor spins this long after a call (node.spin_s by default), then sleeps
 
@@ -21,6 +23,14 @@ class LatencyReport(NamedTuple):
     cold: Latency
     warm: Latency
     hot: Latency
+
+    def __str__(self) -> str:
+        named = ((name, getattr(self, name)) for name in self._fields)
+        return ", ".join(
+            f"{name} {format_seconds(one.p50_us / 1e6)} (p99 {format_seconds(one.p99_us / 1e6)}, {one.calls} calls)"
+            for name, one in named
+            if one.calls
+        )
 
 
 class Latencies:
