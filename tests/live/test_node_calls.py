@@ -3,10 +3,13 @@
 import asyncio
 import contextlib
 import os
+import shutil
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +31,7 @@ from isthmus.core.errors import (
     EvictedError,
     FunctionLoadError,
     HandshakeError,
+    RemoteError,
     TokenError,
 )
 from isthmus.core.model import EndReason
@@ -194,12 +198,48 @@ def test_an_actor_keeps_state_enters_once_and_exits_once(site: Site, lease: str)
     assert site.done(ReadLog, lease=lease, offset=0).text == "enter\nexit\n"
 
 
-def test_a_native_symbol_is_called(client: Client) -> None:
+def test_a_native_symbol_that_is_missing_fails_at_each_call(client: Client) -> None:
     function = client.define(
         None, name="native", kind="native", library="/no/such/library.so", symbol="f", result_bytes_max=8
     )
     with pytest.raises(FunctionLoadError, match="/no/such/library"):
         client.call(function)
+
+
+TWICE = """
+#include <stdint.h>
+#include <string.h>
+int32_t twice(const void *in, uint64_t in_bytes, void *out, uint64_t *out_bytes) {
+    if (2 * in_bytes > *out_bytes) return 7;
+    memcpy(out, in, in_bytes);
+    memcpy((char *)out + in_bytes, in, in_bytes);
+    *out_bytes = 2 * in_bytes;
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("domain", ["auto", "sockets"])
+def test_a_native_symbol_answers_also_calls_that_came_with_its_definition(
+    lease: str, tmp_path: Path, domain: str
+) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    (tmp_path / "twice.c").write_text(TWICE)
+    library = str(tmp_path / "twice.so")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "twice.c"], check=True)
+    with Client(start_lease_address[lease], lease, domain) as client:
+        function = client.define(
+            None, name="twice", kind="native", library=library, symbol="twice", result_bytes_max=8
+        )
+        for call in range(10**6, 10**6 + 5):
+            client.send(Kind.CALL, call, function, b"abc", [])
+        answers = [client.frame(call) for call in range(10**6, 10**6 + 5)]
+        assert [(frame.kind, bytes(frame.meta)) for frame in answers] == [(Kind.RESULT, b"abcabc")] * 5
+        client.send(Kind.CALL, 10**7, function, b"too long", [])
+        with pytest.raises(RemoteError, match="error code 7"):
+            client.result(10**7)
 
 
 def _sleep() -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from isthmus.core.errors import CodecError, FunctionLoadError, InvalidRequestError
 from isthmus.fabric.channels import Channel, Domain, Frame
 from isthmus.fabric.codec import FunctionHeader, decode_group, decode_header
+from isthmus.fabric.natives import NativeFunction
 from isthmus.node.functions import Function, Loop
 from isthmus.node.groups import Contexts, Switchboard
 from isthmus.node.page import CLIENTS, Page
@@ -96,10 +97,13 @@ class Clients:
         client.functions[frame.function_id] = Function(header, code, row, self._loop, context)
 
     def _define_native(self, client: Client, frame: Frame, header: FunctionHeader) -> None:
+        row = self._page.add_row(header.name)
         try:
             self._domain.define_native(
                 frame.channel_id, frame.function_id, header.library, header.symbol, header.result_bytes_max
             )
+            function = Function(header, b"", row, self._loop)
+            function.native = NativeFunction(header.library, header.symbol, header.result_bytes_max)
         except FunctionLoadError as error:
-            row = self._page.add_row(header.name)
-            client.functions[frame.function_id] = Function.broken(header, error, row, self._loop)
+            function = Function.broken(header, error, row, self._loop)
+        client.functions[frame.function_id] = function

@@ -17,6 +17,7 @@ from typing import Any
 from isthmus.core.errors import FunctionLoadError
 from isthmus.fabric.channels import Buffer
 from isthmus.fabric.codec import FunctionHeader, decode_function
+from isthmus.fabric.natives import NativeFunction
 
 ENTER, EXIT = "__isthmus_enter__", "__isthmus_exit__"  # set on methods by the sdk's decorators
 
@@ -58,12 +59,24 @@ class Loop:
 class Function:
     """One entry of the table.
 
-    target  what a plain function's call invokes, once loaded; None for every other kind
-    context gives the first argument of a group's function
-    row     first word of its counters on the lease page
+    target   what a plain function's call invokes, once loaded; None for every other kind
+    context  gives the first argument of a group's function
+    native   a C function: the domain answers its calls, except those that came with its definition
+    row      first word of its counters on the lease page
     """
 
-    __slots__ = ("_code", "_context", "_error", "_instance", "_loaded", "_loop", "header", "row", "target")
+    __slots__ = (
+        "_code",
+        "_context",
+        "_error",
+        "_instance",
+        "_loaded",
+        "_loop",
+        "header",
+        "native",
+        "row",
+        "target",
+    )
 
     def __init__(
         self, header: FunctionHeader, code: Buffer, row: int, loop: Loop, context: Context | None = None
@@ -71,6 +84,7 @@ class Function:
         self.header = header
         self._context = context
         self.row = row
+        self.native: NativeFunction | None = None
         self.target: Callable[..., Any] | None = None
         self._code: Buffer | None = code
         self._loaded: Any = None

@@ -149,11 +149,7 @@ class Server:
         self._frame = frame
         started_ns = monotonic_ns()
         try:
-            args, kwargs = decode_call(frame.meta, frame.data)
-            result = self._guard(function.invoke, *args, **kwargs)
-            if function.streams and is_stream(result):
-                result = self._stream(client, Items(result, self._loop), frame)
-            kind, encoded = _RESULT, encode_value(result)
+            kind, encoded = self._run(client, function, frame)
         except BaseException as error:
             kind, encoded = _ERROR, self._failure(error)
             words[row + ERRORS] += 1
@@ -164,6 +160,15 @@ class Server:
         self._frame = None
         self._send(client, kind, encoded, frame)
         self._drain_domain()
+
+    def _run(self, client: Client, function: Function, frame: Frame) -> tuple[int, Encoded]:
+        if function.native is not None:
+            return function.native.answer(frame)
+        args, kwargs = decode_call(frame.meta, frame.data)
+        result = self._guard(function.invoke, *args, **kwargs)
+        if function.streams and is_stream(result):
+            result = self._stream(client, Items(result, self._loop), frame)
+        return _RESULT, encode_value(result)
 
     def _guard(self, code: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run user code so that signals may interrupt it."""
