@@ -17,23 +17,23 @@ Invariant: pure. The same arguments give the same decision, so the decision log 
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import cel
+import msgspec
 import numpy as np
 
 from isthmus.core.ids import LeaseId, NodeId
 from isthmus.core.model import LeaseClass, Record, Resources
-from isthmus.policy import limits, placement
+from isthmus.policy import limits, placement, variables
 from isthmus.policy.limits import Room
 from isthmus.policy.placement import FloatArray
 from isthmus.policy.preemption import victims
 from isthmus.policy.rules import STATIC_NODE_FIELDS, Allow, Cap, Deny, PolicySet, Prefer, Reclass, Rule
-from isthmus.policy.snapshot import Demand, Holding, IntArray, Pool, Shape, Snapshot
+from isthmus.policy.snapshot import Demand, IntArray, Snapshot
 
 CANDIDATES_MAX = 8  # nodes weighed one by one, and kept in the log
 SHAPES_MAX = 16
-_COLUMNS = {"memory": "memory_bytes", "free_memory": "free_memory_bytes"}  # what rules call them: what we do
 HARVESTING_PLATFORMS = frozenset({"slurm"})
 
 Block = Literal["", "rule", "class", "pool", "quota", "size", "capacity"]
@@ -48,8 +48,8 @@ class Fired(Record, frozen=True):
 
 
 class Candidate(Record, frozen=True):
-    """A node that was weighed. `score`: packing (-1..1) and what `prefer` rules added; `denied_by`: a
-    rule.
+    """A node that was weighed. `score`: packing (-1..1) plus `prefer` rules; `denied_by`: the rule against
+    it.
     """
 
     node: NodeId
@@ -92,7 +92,7 @@ class _Judgement:
         self.resources: Resources = demand.lease.resources
         self.lease_class = demand.lease.lease_class
         self.reads = policies.reads
-        self.context = cel.Context(variables=_variables(snapshot, demand, policies.reads))
+        self.context = cel.Context(variables=variables.of_request(snapshot, demand, policies.reads))
         self.fired: list[Fired] = []
         self.caps: list[Cap] = []
         self.may_preempt = False
@@ -207,14 +207,13 @@ class _Judgement:
         if len(present) > SHAPES_MAX:
             present = np.unique(shapes[placement.best_rows(np.arange(len(shapes)), scores, SHAPES_MAX)])
         denial: dict[int, str] = {}
-        judged: dict[
-            tuple[object, ...], tuple[float, str]
-        ] = {}  # shapes that differ in nothing that a rule reads
+        judged: dict[bytes, tuple[float, str]] = {}  # by what of the shape rules read
         static = self.reads["node"] & STATIC_NODE_FIELDS
         for shape in present.tolist():
-            key = tuple(getattr(known[shape], _COLUMNS.get(field, field)) for field in static)
+            shown = variables.of_shape(known[shape], static)
+            key = msgspec.msgpack.encode(shown)
             if key not in judged:
-                self._show_node({field: _shape_value(known[shape], field) for field in static})
+                self.context.add_variable("node", shown)
                 weight = sum(_weight(rule) for rule in preferences if rule.matches(self.context))
                 judged[key] = weight, self._verdict() if verdicts_are_shared else ""
             bonus[shape] = judged[key][0]
@@ -255,21 +254,8 @@ class _Judgement:
         return self.refusal.name if self.refusal is not None else ""
 
     def _set_node(self, row: int) -> None:
-        nodes = self.snapshot.nodes
-        shape = nodes.shapes[nodes.shape[row]]
-        shown: dict[str, Any] = {}
-        for field in self.reads["node"]:
-            if field in STATIC_NODE_FIELDS:
-                shown[field] = _shape_value(shape, field)
-            elif field == "name":
-                shown[field] = nodes.ids[row]
-            else:
-                shown[field] = int(getattr(nodes, _COLUMNS.get(field, field))[row])
-        self._show_node(shown)
-
-    def _show_node(self, shown: dict[str, Any]) -> None:
-        """To the conditions that follow; only what some rule reads, because each field costs time."""
-        self.context.add_variable("node", shown)
+        """Show a node to the conditions that follow."""
+        self.context.add_variable("node", variables.of_node(self.snapshot.nodes, row, self.reads["node"]))
 
     # outcomes -----------------------------------------------------------------------------------------------
     def _why_not(self, candidates: tuple[Candidate, ...], fitting: int) -> tuple[Block, str]:
@@ -347,57 +333,6 @@ def _batches(scores: FloatArray) -> Iterator[list[int]]:
         rest = placement.best_rows(positions, scores, len(scores))[CANDIDATES_MAX:].tolist()
         for start in range(0, len(rest), CANDIDATES_MAX):
             yield rest[start : start + CANDIDATES_MAX]
-
-
-def _variables(snapshot: Snapshot, demand: Demand, reads: dict[str, frozenset[str]]) -> dict[str, Any]:
-    """What conditions do read of what they may: a variable costs time in proportion to its fields."""
-    everything = _all_variables(snapshot, demand) if reads else {}
-    return {
-        root: {field: everything[root][field] for field in fields}
-        for root, fields in reads.items()
-        if root != "node"
-    }
-
-
-def _all_variables(snapshot: Snapshot, demand: Demand) -> dict[str, dict[str, Any]]:
-    lease = demand.lease
-    holding = snapshot.tenants.get(demand.tenant, Holding())
-    pool = snapshot.pools.get(lease.pool, Pool())
-    minutes = int(snapshot.clock_s // 60)
-    return {
-        "request": {
-            "cores": lease.resources.cores,
-            "memory": lease.resources.memory_bytes,
-            "gpus": lease.resources.gpus,
-            "class": lease.lease_class.value,
-            "pool": lease.pool,
-            "count": lease.count,
-            "together": lease.together,
-            "policy": lease.policy,
-            "function": lease.function,
-            "labels": lease.labels,
-            "wait_s": lease.wait_s,
-        },
-        "tenant": {
-            "name": demand.tenant,
-            "role": demand.role,
-            "cores": holding.cores,
-            "memory": holding.memory_bytes,
-            "gpus": holding.gpus,
-            "leases": holding.leases,
-        },
-        "pool": {"name": lease.pool, "leases": pool.leases, "minimum": pool.minimum, "maximum": pool.maximum},
-        "clock": {  # UTC; weekday 0 is Monday (1970-01-01 was a Thursday)
-            "epoch_s": snapshot.clock_s,
-            "hour": minutes // 60 % 24,
-            "minute": minutes % 60,
-            "weekday": (minutes // 1440 + 3) % 7,
-        },
-    }
-
-
-def _shape_value(shape: Shape, field: str) -> Any:
-    return dict(shape.labels) if field == "labels" else getattr(shape, _COLUMNS.get(field, field))
 
 
 def _weight(rule: Rule) -> float:

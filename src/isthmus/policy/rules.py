@@ -63,11 +63,19 @@ FIELDS: dict[str, frozenset[str]] = {
     "pool": frozenset({"name", "leases", "minimum", "maximum"}),
     "clock": frozenset({"epoch_s", "hour", "minute", "weekday"}),
 }
+_CONVERSIONS = frozenset({"int", "uint", "double", "string", "bytes", "timestamp", "duration"})
 _FUNCTIONS = frozenset(
-    {"size", "contains", "startsWith", "endsWith", "matches", "has", "min", "max"}
-    | {"int", "uint", "double", "string", "bytes", "timestamp", "duration"}
+    _CONVERSIONS
+    | {"size", "contains", "startsWith", "endsWith", "matches", "has", "min", "max"}
     | {"all", "exists", "exists_one", "map", "filter"}
 )
+EVALUATION_ERRORS = (
+    LookupError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+)  # all that `cel` raises
 _STRING = re.compile(r'"(?:\\.|[^"\\])*"' r"|'(?:\\.|[^'\\])*'")
 _FIELD = re.compile(r"(?<![\w.])(request|tenant|node|pool|clock)\b(?:\s*\.\s*(\w+))?")
 _BOUND = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*(\w+)\s*,")
@@ -160,7 +168,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             return self.program.execute(context) is True
-        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+        except EVALUATION_ERRORS:
             return isinstance(self.spec, Deny)
 
 
@@ -313,9 +321,11 @@ def _try(program: cel.Program, where: str) -> None:
     """
     try:
         value = program.execute(_SAMPLE)
-    except (KeyError, IndexError):
-        return  # a label the sample lacks
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except (LookupError, ArithmeticError):
+        return  # a label that the sample lacks, or a number that is 0 there
+    except EVALUATION_ERRORS as error:
+        if isinstance(error, RuntimeError) and not _CONVERSIONS.isdisjoint(program.functions()):
+            return  # a text that is empty in the sample
         raise PolicyError(f"{where}cannot be evaluated: {error}") from error
     if not isinstance(value, bool):
         raise PolicyError(f"{where}must be true or false, not {value!r}; compare it with something")

@@ -166,6 +166,25 @@ def test_a_condition_that_fails_matches_only_where_it_forbids() -> None:
     assert len(decide(capped, snapshot(node("a")), demand(count=2)).places) == 2
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "1 / tenant.gpus > 1",
+        "request.count % tenant.gpus == 0",
+        "request.memory * request.memory * request.memory > 1",
+        "[1][request.cores] == 1",
+        "int(tenant.name) == 1",
+        'timestamp(tenant.name) == timestamp("1970-01-01T00:00:00Z")',
+    ],
+)
+def test_no_condition_breaks_a_decision(condition: str) -> None:
+    denied = decide(load_policies(_rule("a", "deny", condition)), snapshot(node("a")), demand())
+    capped = decide(
+        load_policies(_rule("a", "cap", condition, leases=1)), snapshot(node("a")), demand(count=2)
+    )
+    assert (denied.outcome, len(capped.places)) == ("deny", 2)
+
+
 def test_reserved_leases_push_elastic_ones_out_only_by_policy() -> None:
     full = snapshot(
         node("a", free=0),

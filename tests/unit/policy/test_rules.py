@@ -87,6 +87,7 @@ BAD = {
     ),
     "unknown function": (DENY + "when = 'false && f(1)'\n", 4, "unknown function 'f'"),
     "not a truth": (DENY + "when = 'request.cores'\n", 4, "must be true or false"),
+    "bad pattern": (DENY + "when = 'tenant.name.matches(\"(\")'\n", 4, "not a valid regex"),
     "unlike types": (
         DENY + "when = 'request.cores > \"1\"'\n",
         4,
