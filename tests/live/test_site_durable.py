@@ -1,11 +1,14 @@
 """Durable calls through deaths: of the site, of the executor, of the function itself."""
 
+import concurrent.futures
+import json
 import os
 import signal
 import time
 
 import msgspec
 import pytest
+from tests.live.commands import commander
 from tests.live.sites import running_site
 
 from isthmus.core.api import CallResult, DurableCall
@@ -29,6 +32,10 @@ def die(code):
     import os
 
     os._exit(code)
+
+
+def double(number):
+    return 2 * number
 
 
 def hog():
@@ -105,6 +112,42 @@ def test_a_function_that_eats_its_memory_is_told_so(site):
         )
 
 
+def speak(words):
+    import sys
+
+    print(words, flush=True)
+    print(words, file=sys.stderr, flush=True)
+
+
+def test_what_a_function_writes_can_be_read_by_its_tenant_only(site, monkeypatch, capsys, tmp_path):
+    command = commander(monkeypatch, capsys, home=tmp_path)
+    with site.client() as client:
+        call = client.post("/v1/calls", content=durable(speak, "hello from the lease")).json()["call"]
+        assert result_of(client, call).state == "done"
+        lease = client.get(f"/v1/calls/{call}").json()["lease"]
+        chunks = command("logs", lease, "--json", ISTHMUS_STATE=str(site.state)).words.splitlines()
+        assert "hello from the lease" in json.loads(chunks[0])["text"]
+        followed = command("logs", "-f", lease, ISTHMUS_STATE=str(site.state))  # until the idle lease ends
+        assert followed.code == 0
+        assert followed.words.count("hello from the lease") == 2
+        secret = client.post("/v1/keys", json={"tenant": "stranger"}).json()["secret"]
+    with site.client(secret) as stranger:
+        assert stranger.get(f"/v1/logs/{lease}").status_code == 404
+
+
+def test_two_hundred_clients_at_once_are_all_answered(site):
+    def submit(number):
+        with site.client() as client:
+            call = client.post("/v1/calls", content=durable(double, number)).json()["call"]
+            return result_of(client, call)
+
+    with concurrent.futures.ThreadPoolExecutor(200) as threads:
+        results = list(threads.map(submit, range(200)))
+    assert [decode_value(result.meta, memoryview(result.data)) for result in results] == [
+        2 * number for number in range(200)
+    ]
+
+
 def test_an_executor_killed_from_outside_loses_no_call(site, tmp_path):
     note = tmp_path / "note"
     with site.client() as client:
@@ -113,7 +156,9 @@ def test_an_executor_killed_from_outside_loses_no_call(site, tmp_path):
         ]
         while not note.exists():
             time.sleep(0.01)
-        (lease,) = [row for row in client.get("/v1/leases").json() if row["state"] == "active"]
+        while client.get(f"/v1/calls/{call}").json()["lease"] is None:
+            time.sleep(0.01)
+        lease = client.get(f"/v1/leases/{client.get(f'/v1/calls/{call}').json()['lease']}").json()
         os.kill(lease["executors"][0]["pid"], signal.SIGKILL)
         assert result_of(client, call).state == "done"
         assert note.stat().st_size == 2

@@ -48,7 +48,6 @@ def up(
 ) -> None:
     """Start a site on this machine.
 
-
     \b
     It leases the cores of this machine to functions, keeps its books in the state directory, and
     listens on loopback only. Programs of the same user find it by themselves.
