@@ -255,8 +255,12 @@ class Agent:
     async def _close(self, tasks: list[asyncio.Task[None]]) -> None:
         """End every lease, tell the site if it is there, and leave no process behind."""
         line = self._connection
+        for order in list(self._orders):
+            order.cancel()
+        await asyncio.gather(*self._orders, return_exceptions=True)
         await self._host.close(self._end_reason, _PROMPT_END_GRACE_S)
         await self._zygotes.close()
+        await self._host.clear_remains()
         if line is not None:
             await self._send_last(line)
         for task in tasks:

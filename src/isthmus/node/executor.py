@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import msgspec
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import isthmus.fabric
 from isthmus.core import tokens

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from isthmus.core.errors import InvalidRequestError, IsthmusError, LeaseEndedError, NotFoundError
+from isthmus.core.errors import InvalidRequestError, LeaseEndedError, NotFoundError
 from isthmus.core.ids import ExecutorId, LeaseId, NodeId, new_id
 from isthmus.core.model import EndReason, Enforcement, Environment, ExecutorInfo
 from isthmus.core.settings import NodeSettings
@@ -203,6 +203,10 @@ class Host:
                 self._records.forget(lease)
                 continue
             await self._adopt_one(record)
+        await self.clear_remains()
+
+    async def clear_remains(self) -> None:
+        """Remove what this state directory's agents made and nobody holds any more."""
         for lease in self._isolation.remains():
             if lease not in self._leases:
                 await asyncio.to_thread(self._isolation.destroy, lease)
@@ -245,8 +249,7 @@ class Host:
             self._records.write(hosted.record)
             spare = await self._take_spare(hosted)
             share = Share(hosted.record.cores, hosted.record.resources.memory_bytes)
-            self._isolation.create(hosted.lease, share, spare.pid)
-            await self._add(hosted, spare)
+            await self._add(hosted, spare, share)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self._isolation.destroy, hosted.lease))
             self._forget(hosted)
@@ -257,18 +260,21 @@ class Host:
         python = await self._environments.python(environment)
         return await self._zygotes.take(environment, python, spares=1)
 
-    async def _add(self, hosted: Hosted, spare: Spare) -> Executor:
+    async def _add(self, hosted: Hosted, spare: Spare, share: Share | None = None) -> Executor:
+        """Make the spare an executor of the lease; `share` with the first, for which a group is made."""
         executor_id = ExecutorId(new_id("ex"))
         page_path = hosted.directory / f"{executor_id}.page"
         page = Page(page_path, create=True)
         page[DEADLINE] = hosted.deadline_ns
         page[ORPHAN] = int(self.orphan_s * 1e9)
         try:
+            if share is not None:
+                self._isolation.create(hosted.lease, share, spare.pid)
             attaching = asyncio.to_thread(self._isolation.attach, hosted.lease, spare.pid)
             address, _ = await asyncio.gather(
                 spare.assign(self._assignment(hosted, executor_id, page_path)), attaching
             )
-        except (IsthmusError, OSError):
+        except BaseException:
             spare.discard()
             page.close()
             raise

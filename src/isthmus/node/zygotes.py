@@ -179,6 +179,7 @@ class Zygote:
         except OSError as error:
             log.warning("spare executor %d has no group of its own: %s", spare.pid, error)
         self._spares.append(spare)
+        await self.shrink()  # it may have been dismissed, or orphaned, meanwhile
 
     async def _dismiss(self, spare: Spare) -> None:
         spare.discard()
@@ -194,6 +195,7 @@ class Zygote:
                 data = b""
             if not data:
                 self._bury()
+                await self.shrink()
                 await asyncio.to_thread(self.process.wait)
                 return
             self._handle(_unpack(data), descriptors)
@@ -221,6 +223,7 @@ class Zygote:
 
     def _bury(self) -> None:
         self.dead = True
+        self.wanted_spares = 0
         self._control.close()
         while self._forks:
             self._settle(NoCapacityError(f"zygote {self.process.pid} died before it could fork"))
