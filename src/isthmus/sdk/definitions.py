@@ -22,13 +22,14 @@ PLAIN = (types.FunctionType, types.BuiltinFunctionType, type)
 
 
 class Definition(NamedTuple):
-    """What DEFINE carries. `number` is the function_id of its CALLs."""
+    """What DEFINE carries. `number` is the function_id of its CALLs; `needs` must be defined before it."""
 
     number: int
     name: str
     kind: str
     meta: bytes
     code: bytes
+    needs: "Definition | None" = None
 
 
 class Definitions:
@@ -67,6 +68,16 @@ class Definitions:
             name=name_of(cls), kind="actor", digest=_digest(code, f"actor{instance}")
         )
         return Definition(next(self._numbers), header.name, "actor", codec.encode_header(header), code)
+
+    def of_member(self, fn: Any, table: codec.GroupTable) -> Definition:
+        """The function as one member of a group runs it; not entered, because the group ends with its call."""
+        group, number = next(self._numbers), next(self._numbers)
+        about = codec.encode_header(codec.FunctionHeader(name=table.group, kind="group"))
+        needs = Definition(group, table.group, "group", about, codec.encode_group(table))
+        header = codec.FunctionHeader(name=name_of(fn), kind=kind_of(fn), group=group)
+        return Definition(
+            number, header.name, header.kind, codec.encode_header(header), codec.encode_function(fn), needs
+        )
 
     def _native(self, fn: NativeFunction) -> Definition:
         digest = _digest(f"{fn.library}\0{fn.symbol}\0{fn.result_bytes_max}".encode(), "native")

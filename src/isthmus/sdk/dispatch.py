@@ -30,12 +30,13 @@ from isthmus.sdk.function import Retry
 
 WINDOW_MAX = 128  # calls in flight on one executor; below the 256 credits a channel starts with
 PREFETCH_S = 0.004  # work kept queued at an executor; more hides latency, less balances better
+UNKNOWN_S = 1.0  # expected of a function that never ran: nothing is queued behind it
 GROW_BACKLOG_S = 0.05  # a backlog shorter than a cold start is not worth a lease
 GROW_PAUSE_S = 0.25  # after "no capacity", doubling up to GROW_PAUSE_S_MAX
 GROW_PAUSE_S_MAX = 5.0
 QUEUE_WAIT_S = 30.0  # how long the site may keep us waiting when we hold nothing at all
 SITE_ATTEMPTS_MAX = 3  # requests that find no site before calls without an executor fail
-IDLE_S = 10.0  # an executor without work is given back after this
+IDLE_S = 2.0  # an executor without work is given back after this
 LAST_IDLE_S = 120.0  # ... and the last one of a pool after this
 KILL_GRACE_S = 2.0  # between asking running code to stop and killing its process
 RETRY_BACKOFF_S_MAX = 30.0
@@ -50,10 +51,11 @@ class State(enum.Enum):
     SETTLED = enum.auto()
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Call:
     """One call of a user. `number` is its call id on the wire, unique in this client.
 
+    label       which function: calls with one label are expected to take equally long
     replayable  False once part of its results was handed out (a stream that has begun)
     abandoned   settled early (timeout, cancel) while an executor still works on it
     """
@@ -64,13 +66,15 @@ class Call:
     retry: Retry
     deadline_s: float = NEVER
     state: State = State.QUEUED
+    label: int = 0
+    expected_s: float = UNKNOWN_S
     attempts: int = 0
     replayable: bool = True
     abandoned: bool = False
     sent_s: float = 0.0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Executor:
     """One executor and the calls sent to it, oldest first: the first one may be running."""
 
@@ -78,14 +82,13 @@ class Executor:
     pool: "Pool"
     link: object
     inflight: dict[int, Call] = field(default_factory=dict)
-    window: int = 1
-    service_s: float = 0.0
+    load_s: float = 0.0  # what the calls in flight are expected to take
     last_s: float = 0.0  # when it last answered
     draining: bool = False
     claimed: bool = False  # a thread calls it past the scheduler at this moment
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Pool:
     """Executors that may serve the same calls. `sticky`: state lives in its one executor, nothing is
     replayed.
@@ -165,6 +168,7 @@ class Dispatch:
         self.abandoned = 0  # calls nobody waits for, on which an executor still works
         self._timers: list[tuple[float, int, _Due, object]] = []
         self._order = itertools.count()
+        self._expected_s: dict[int, float] = {}  # by label
 
     # calls ------------------------------------------------------------------------
     def submit(self, call: Call, now_s: float) -> None:
@@ -181,6 +185,7 @@ class Dispatch:
         """A call that was sent (at call.sent_s) past this scheduler: from now on it is an ordinary one."""
         self.outstanding += 1
         call.state = State.SENT
+        executor.load_s += call.expected_s
         calls = sorted((call, *executor.inflight.values()), key=lambda one: one.sent_s)
         executor.inflight = {one.number: one for one in calls}
         if call.deadline_s != NEVER:
@@ -254,10 +259,11 @@ class Dispatch:
     def refused(self, pool: Pool, error: IsthmusError, now_s: float) -> None:
         """The site gave nothing: go on with what we hold; with nothing in hand, wait once, then fail."""
         pool.requesting, pool.growth = False, 1
-        pool.refusals += 1
         if pool.executors:
             self._pause_growth(pool, now_s)
-        elif isinstance(error, NoCapacityError) and pool.refusals == 1:
+            return
+        pool.refusals += 1
+        if isinstance(error, NoCapacityError) and pool.refusals == 1:
             self._release_idle_elsewhere(pool)
             self._request(pool, 1, QUEUE_WAIT_S)
         elif isinstance(error, SiteUnavailableError) and pool.refusals < SITE_ATTEMPTS_MAX:
@@ -281,8 +287,9 @@ class Dispatch:
                 self._finish(call)
             else:
                 self._examine(executor, call)
-        executor.inflight = {call.number: call for call in begun}
-        self.effects.append(Release(executor))
+        executor.inflight = {call.number: call for call in begun if call.state is State.EXAMINED}
+        if not executor.inflight:  # else it is given back by the examination, which must still find the lease
+            self.effects.append(Release(executor))
         self._assign(pool, now_s)
 
     def unsent(self, executor: Executor, call: Call, now_s: float) -> None:
@@ -298,11 +305,12 @@ class Dispatch:
 
     def explained(self, call: Call, error: BaseException, now_s: float) -> None:
         """The site said why the executor of an examined call died."""
-        if call.state is not State.EXAMINED:
-            return
         if call.pool.sticky:
             call.pool.broken = error
             self._fail_queue(call.pool, error)
+        if call.state is not State.EXAMINED:
+            return
+        if call.pool.sticky:
             self._settle(call, error)
         elif isinstance(error, EvictedError) and call.replayable:
             self._put_back(call)
@@ -375,6 +383,8 @@ class Dispatch:
                 break
             call = queue.popleft()
             call.state, call.sent_s = State.SENT, now_s
+            call.expected_s = self._expected_s.get(call.label, UNKNOWN_S)
+            executor.load_s += call.expected_s
             executor.inflight[call.number] = call
             self.effects.append(Send(executor, call))
         if queue:
@@ -384,11 +394,12 @@ class Dispatch:
         best: Executor | None = None
         for executor in pool.executors.values():
             held = len(executor.inflight) + executor.claimed
-            if not executor.draining and held < executor.window:
-                if held == 0:
-                    return executor
-                if best is None or held < len(best.inflight):
-                    best = executor
+            if executor.draining or held >= WINDOW_MAX or (held and executor.load_s >= PREFETCH_S):
+                continue
+            if held == 0:
+                return executor
+            if best is None or executor.load_s < best.load_s:
+                best = executor
         return best
 
     def _grow(self, pool: Pool, now_s: float) -> None:
@@ -403,10 +414,10 @@ class Dispatch:
         self._request(pool, min(room, pool.growth, len(pool.queue)), 0.0)
 
     def _backlog_s(self, pool: Pool) -> float:
-        known = [executor.service_s for executor in pool.executors.values() if executor.service_s]
-        if not known:
+        """How long the queue would keep the executors at hand, judged by its first call."""
+        if not pool.executors:
             return NEVER
-        return len(pool.queue) * sum(known) / len(known) / len(pool.executors)
+        return len(pool.queue) * self._expected_s.get(pool.queue[0].label, UNKNOWN_S) / len(pool.executors)
 
     def _request(self, pool: Pool, leases: int, wait_s: float) -> None:
         pool.requesting = True
@@ -434,15 +445,13 @@ class Dispatch:
         self.effects.append(Release(executor))
 
     def _measure(self, executor: Executor, call: Call, now_s: float) -> None:
-        """Service time from the gap between answers; rises fast and falls slowly, so that windows shrink in
-        time.
-        """
+        """A function's time, from the gap between answers; rises fast and falls slowly, to be careful in time."""
         sample_s = now_s - max(executor.last_s, call.sent_s)
         executor.last_s = now_s
-        weight = 0.5 if sample_s > executor.service_s else 0.2
-        known_s = executor.service_s or sample_s
-        executor.service_s = max(known_s + weight * (sample_s - known_s), 1e-7)
-        executor.window = max(1, min(WINDOW_MAX, int(PREFETCH_S / executor.service_s)))
+        executor.load_s = executor.load_s - call.expected_s if executor.inflight else 0.0
+        known_s = self._expected_s.get(call.label, sample_s)
+        weight = 0.5 if sample_s > known_s else 0.2
+        self._expected_s[call.label] = max(known_s + weight * (sample_s - known_s), 1e-7)
         self._retire_if_drained(executor)
 
     def _withdraw(self, call: Call, reason: bytes, now_s: float) -> None:
@@ -462,7 +471,7 @@ class Dispatch:
     def _break_sticky(self, pool: Pool, executor: Executor) -> None:
         """What lived in this executor is gone: no other may take its place."""
         pool.limit = 0
-        if not executor.inflight:
+        if all(call.abandoned for call in executor.inflight.values()):  # nobody will examine it
             pool.broken = ExecutorLostError(
                 f"executor {executor.name} died, and the state of its actor with it"
             )

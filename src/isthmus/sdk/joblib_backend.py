@@ -8,7 +8,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, register_parallel_backend
+from joblib.parallel import (  # type: ignore[import-untyped]
+    AutoBatchingMixin,
+    ParallelBackendBase,
+    register_parallel_backend,
+)
 
 from isthmus.core.model import Resources
 from isthmus.sdk.executor import Executor

@@ -183,7 +183,8 @@ class Keeper:
             log.debug("the site did not take an order: %s", error)
 
     def _examine(self, executor: Executor, call: Call) -> None:
-        assert isinstance(executor.link, Link) and self._events is not None
+        assert isinstance(executor.link, Link)
+        assert self._events is not None
         cause: BaseException | None = None
         for pause_s in DEATH_PAUSES_S:
             time.sleep(pause_s)
@@ -193,6 +194,7 @@ class Keeper:
                 cause = ExecutorLostError(f"executor {executor.name} died; the site cannot say why: {error}")
             if cause is not None:
                 break
+        self.release(executor.link)
         self._events.explained(call, cause or ExecutorLostError(
             f"the link to executor {executor.name} broke while it ran the call; it may have run in part, "
             "so retry only if it is idempotent"))  # fmt: skip

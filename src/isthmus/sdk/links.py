@@ -40,6 +40,8 @@ class Link:
 
     def define(self, definition: Definition) -> None:
         if definition.number not in self.defined:
+            if definition.needs is not None:
+                self.define(definition.needs)
             self.defined.add(definition.number)
             code = (definition.code,) if definition.code else ()
             self._send(_Waiting(Kind.DEFINE, 0, definition.number, definition.meta, code, 0, 0))

@@ -120,7 +120,7 @@ class Engine:
         self._on_frame(frame, settled)
         self._settle(settled)
 
-    def pool(self, name: str, request: LeaseRequest, limit: int, sticky: bool = False) -> Pool:
+    def pool(self, name: str, request: LeaseRequest | None, limit: int, sticky: bool = False) -> Pool:
         with self._lock:
             return self.core.pool(name, request, limit, sticky)
 

@@ -29,7 +29,7 @@ from isthmus.sdk.dispatch import NEVER, Call, Executor, Pool
 from isthmus.sdk.durable import DurableCalls
 from isthmus.sdk.function import FunctionSpec, Retry
 from isthmus.sdk.futures import Driver, Future
-from isthmus.sdk.groups import Group
+from isthmus.sdk.groups import GroupCall
 from isthmus.sdk.latency import HOT_GAP_S, LatencyReport
 from isthmus.sdk.links import Link
 from isthmus.sdk.mapping import MapOptions, Mapping
@@ -188,7 +188,7 @@ class Site:
 
         fn gets an `isthmus.Context` as its first argument: rank, size and collectives between them.
         """
-        return Group(self, self._engine, self._plans, fn, size)
+        return GroupCall(self._engine, self._plans, fn, size)
 
     # seeing ------------------------------------------------------------------------
     def bill(self) -> list[BillRow]:
@@ -310,9 +310,9 @@ class Site:
         self, plan: Plan, spec: FunctionSpec, payload: Payload, number: int = 0, sent_s: float = 0.0
     ) -> Call:
         deadline_s = NEVER if spec.timeout_s is None else (sent_s or monotonic()) + spec.timeout_s
-        return Call(
-            number or next(self._engine.numbers), plan.pool, payload, spec.retries, deadline_s, sent_s=sent_s
-        )
+        number = number or next(self._engine.numbers)
+        label = plan.definition.number
+        return Call(number, plan.pool, payload, spec.retries, deadline_s, label=label, sent_s=sent_s)
 
     def _attach_future(self, call: Call, payload: Payload) -> Future[Any]:
         future: Future[Any] = Future(self._engine)

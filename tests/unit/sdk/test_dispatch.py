@@ -1,0 +1,274 @@
+"""The scheduler core against a random world: executors that come, die, refuse, drain; calls that fail and time out."""
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from isthmus.core.errors import (
+    CallTimeoutError,
+    DeniedError,
+    EvictedError,
+    ExecutorLostError,
+    IsthmusError,
+    NoCapacityError,
+    SiteUnavailableError,
+)
+from isthmus.sdk import dispatch
+from isthmus.sdk.dispatch import NEVER, Call, Dispatch, Executor, Pool
+from isthmus.sdk.function import Retry
+
+
+class World(RuleBasedStateMachine):
+    """Carries effects out against a model and checks what must hold after every step."""
+
+    @initialize(limit=st.integers(1, 4), sticky=st.booleans())
+    def begin(self, limit: int, sticky: bool) -> None:
+        self.now_s = 100.0
+        self.core = Dispatch()
+        self.pool: Pool = self.core.pool("pool", None, 1 if sticky else limit, sticky)
+        self.executors: list[Executor] = []
+        self.examined: list[Call] = []
+        self.request: dispatch.Request | None = None
+        self.calls: list[Call] = []
+        self.outcomes: dict[int, list[str]] = {}
+        self.sent: dict[int, int] = {}
+        self.grants = 0
+
+    # what the world does ----------------------------------------------------------------------------------------
+    @rule(retries=st.integers(0, 2), timeout_s=st.sampled_from([NEVER, 0.5, 30.0]))
+    def submit(self, retries: int, timeout_s: float) -> None:
+        call = Call(len(self.calls), self.pool, None, Retry(max=retries), self.now_s + timeout_s)
+        self.calls.append(call)
+        self.outcomes[call.number] = []
+        self.core.submit(call, self.now_s)
+
+    @precondition(lambda self: self.request is not None)
+    @rule()
+    def grant(self) -> None:
+        assert self.request is not None
+        leases, self.request = self.request.leases, None
+        executors = [Executor(f"ex{self.grants + position}", self.pool, None) for position in range(leases)]
+        self.grants += leases
+        self.executors += executors
+        self.core.granted(self.pool, executors, self.now_s)
+
+    @precondition(lambda self: self.request is not None)
+    @rule(kind=st.sampled_from([NoCapacityError, SiteUnavailableError, DeniedError]))
+    def refuse(self, kind: type[IsthmusError]) -> None:
+        self.request = None
+        self.core.refused(self.pool, kind("no"), self.now_s)
+
+    @precondition(lambda self: self.busy())
+    @rule(data=st.data())
+    def answer(self, data: st.DataObject) -> None:
+        executor, number = self.oldest(data)
+        call = self.core.answered(executor, number, self.now_s)
+        if call is not None:
+            self.outcomes[call.number].append("result")
+
+    @precondition(lambda self: self.busy())
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        executor, number = self.oldest(data)
+        self.core.failed(executor, number, ValueError("its own"), self.now_s)
+
+    @precondition(lambda self: self.busy())
+    @rule(data=st.data())
+    def turn_back(self, data: st.DataObject) -> None:
+        executor, number = self.oldest(data)
+        self.core.turned_back(executor, number, self.now_s)
+
+    @precondition(lambda self: self.executors)
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        executor = data.draw(st.sampled_from(self.executors))
+        self.executors.remove(executor)
+        self.core.lost(executor, self.now_s)
+
+    @precondition(lambda self: self.examined)
+    @rule(evicted=st.booleans())
+    def explain(self, evicted: bool) -> None:
+        error = EvictedError("owner woke") if evicted else ExecutorLostError("exit code 3")
+        self.core.explained(self.examined.pop(0), error, self.now_s)
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        call = data.draw(st.sampled_from(self.calls))
+        if self.core.cancel(call, self.now_s):
+            self.outcomes[call.number].append("cancelled")
+
+    @rule(step_s=st.sampled_from([0.001, 0.3, 3.0, 200.0]))
+    def pass_time(self, step_s: float) -> None:
+        self.now_s += step_s
+        self.core.tick(self.now_s)
+
+    # what must hold ---------------------------------------------------------------------------------------------
+    @invariant()
+    def carry_out(self) -> None:
+        while self.core.effects:
+            effects, self.core.effects = self.core.effects, []
+            for effect in effects:
+                self.carry_out_one(effect)
+
+    def carry_out_one(self, effect: dispatch.Effect) -> None:
+        match effect:
+            case dispatch.Send(executor, call):
+                assert executor in self.executors, "sent to an executor that is gone"
+                assert not self.outcomes[call.number], "sent although settled"
+                self.sent[call.number] = self.sent.get(call.number, 0) + 1
+            case dispatch.Settle(call, error):
+                self.outcomes[call.number].append(type(error).__name__)
+            case dispatch.Request():
+                assert self.request is None, "two requests at once"
+                assert effect.leases + len(self.pool.executors) <= self.pool.limit
+                self.request = effect
+            case dispatch.Examine(_, call):
+                self.examined.append(call)
+            case dispatch.Release(executor) if executor in self.executors:
+                self.executors.remove(executor)
+
+    @invariant()
+    def windows_hold(self) -> None:
+        for executor in self.executors:
+            assert len(executor.inflight) <= dispatch.WINDOW_MAX
+
+    @invariant()
+    def nothing_is_settled_twice(self) -> None:
+        assert all(len(outcomes) <= 1 for outcomes in self.outcomes.values())
+
+    @invariant()
+    def the_count_is_right(self) -> None:
+        waiting = sum(not outcomes for outcomes in self.outcomes.values())
+        assert self.core.outstanding == waiting, (self.core.outstanding, waiting)
+
+    @invariant()
+    def retries_stay_in_their_budget(self) -> None:
+        assert all(call.attempts <= call.retry.max for call in self.calls)
+
+    def teardown(self) -> None:
+        """A kinder world from here on: everything must come to its end."""
+        if not hasattr(self, "core"):
+            return
+        for _ in range(10_000):
+            self.carry_out()
+            if self.core.outstanding == 0:
+                break
+            self.be_kind()
+        assert all(len(outcomes) == 1 for outcomes in self.outcomes.values()), self.outcomes
+
+    def be_kind(self) -> None:
+        if self.request is not None:
+            self.grant()
+        elif self.examined:
+            self.core.explained(self.examined.pop(0), ExecutorLostError("gone"), self.now_s)
+        elif self.busy():
+            executor = next(one for one in self.executors if one.inflight)
+            call = self.core.answered(executor, next(iter(executor.inflight)), self.now_s)
+            if call is not None:
+                self.outcomes[call.number].append("result")
+        else:
+            self.pass_time(3.0)
+
+    def busy(self) -> bool:
+        return any(executor.inflight for executor in self.executors)
+
+    def oldest(self, data: st.DataObject) -> tuple[Executor, int]:
+        executor = data.draw(st.sampled_from([one for one in self.executors if one.inflight]))
+        return executor, next(iter(executor.inflight))
+
+
+World.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestWorld = World.TestCase
+
+
+def pool_with(core: Dispatch, executors: int) -> Pool:
+    pool = core.pool("pool", None, limit=executors)
+    core.granted(pool, [Executor(f"ex{number}", pool, None) for number in range(executors)], 0.0)
+    return pool
+
+
+def sends(core: Dispatch) -> list[dispatch.Send]:
+    effects, core.effects = core.effects, []
+    return [effect for effect in effects if isinstance(effect, dispatch.Send)]
+
+
+def test_an_unknown_function_is_sent_one_at_a_time_until_its_time_is_known():
+    core = Dispatch()
+    pool = pool_with(core, 1)
+    for number in range(10):
+        core.submit(Call(number, pool, None, Retry()), 0.0)
+    (send,) = sends(core)
+    core.answered(send.executor, 0, 10e-6)
+    assert len(sends(core)) == 9
+
+
+def test_long_calls_are_never_queued_behind_each_other():
+    core = Dispatch()
+    pool = pool_with(core, 2)
+    for number in range(10):
+        core.submit(Call(number, pool, None, Retry()), 0.0)
+    first, second = sends(core)
+    core.answered(first.executor, first.call.number, 1.0)
+    core.answered(second.executor, second.call.number, 1.0)
+    assert len(sends(core)) == 2
+
+
+def test_an_eviction_costs_no_retry():
+    core = Dispatch()
+    pool = pool_with(core, 1)
+    call = Call(0, pool, None, Retry(max=0))
+    core.submit(call, 0.0)
+    (send,) = sends(core)
+    core.lost(send.executor, 1.0)
+    core.explained(call, EvictedError("owner woke"), 1.0)
+    assert call.attempts == 0
+    assert call.state is dispatch.State.QUEUED
+
+
+def test_calls_behind_the_one_that_killed_the_executor_run_elsewhere():
+    core = Dispatch()
+    pool = pool_with(core, 1)
+    core.submit(Call(0, pool, None, Retry()), 0.0)
+    (send,) = sends(core)
+    core.answered(send.executor, 0, 1e-5)
+    for number in (1, 2, 3):
+        core.submit(Call(number, pool, None, Retry()), 1e-5)
+    core.effects.clear()
+    core.lost(send.executor, 1.0)
+    examined = [effect.call.number for effect in core.effects if isinstance(effect, dispatch.Examine)]
+    assert examined == [1]
+    assert [call.number for call in pool.queue] == [2, 3]
+
+
+def test_a_running_call_that_ignores_its_timeout_is_killed_after_the_grace():
+    core = Dispatch()
+    pool = pool_with(core, 1)
+    core.submit(Call(0, pool, None, Retry(), deadline_s=1.0), 0.0)
+    core.effects.clear()
+    core.tick(1.0)
+    kinds = [type(effect) for effect in core.effects]
+    assert kinds == [dispatch.Interrupt, dispatch.Settle]
+    assert isinstance(core.effects[1].error, CallTimeoutError)
+    core.effects.clear()
+    core.tick(1.0 + dispatch.KILL_GRACE_S)
+    assert [type(effect) for effect in core.effects] == [dispatch.Kill]
+
+
+def test_idle_executors_are_given_back_and_the_last_one_last():
+    core = Dispatch()
+    pool = pool_with(core, 2)
+    core.tick(dispatch.IDLE_S)
+    assert len(pool.executors) == 1
+    core.tick(dispatch.LAST_IDLE_S + dispatch.IDLE_S)
+    assert not pool.executors
+
+
+def test_another_pools_idle_executors_make_room_when_nothing_is_free():
+    core = Dispatch()
+    pool_with(core, 2)
+    other = core.pool("other", None, limit=2)
+    core.submit(Call(0, other, None, Retry()), 1.0)
+    core.effects.clear()
+    core.refused(other, NoCapacityError("full"), 1.0)
+    assert [type(effect) for effect in core.effects] == [dispatch.Release, dispatch.Release, dispatch.Request]
