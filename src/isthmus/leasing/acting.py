@@ -14,7 +14,7 @@ import structlog
 from isthmus.core.clock import Clock
 from isthmus.core.errors import IsthmusError, NotFoundError
 from isthmus.core.ids import AllocationId, LeaseId, NodeId
-from isthmus.core.model import EndReason
+from isthmus.core.model import EndReason, LeaseState
 from isthmus.core.settings import LeasingSettings
 from isthmus.leasing.books import Books, Change, Held
 from isthmus.leasing.control import NodeControl
@@ -26,6 +26,7 @@ from isthmus.leasing.lifecycle import (
     Event,
     FreeResources,
     Gone,
+    Renewed,
     RenewOnNode,
     StartOnNode,
 )
@@ -59,9 +60,7 @@ class Acting:
         new: Sequence[Held] = (),
         decisions: tuple[Logged, ...] = (),
     ) -> list[Change]:
-        """Write the steps, then carry out what follows from them. Raises LedgerError: then nothing
-        happened.
-        """
+        """Write the steps, then carry out what follows. Raises LedgerError: then nothing happened."""
         changes = self._books.apply(events, new, decisions)
         for change in changes:
             for effect in change.effects:
@@ -81,9 +80,7 @@ class Acting:
         self.apply([(held, EndOrdered(at_s=now_s, reason=reason, detail=detail)) for held in running])
 
     def extend_fence(self, held: Held) -> None:
-        """Called before any order with a deadline leaves: until then, and the orphans' time, the lease may
-        run.
-        """
+        """Called before an order with a deadline leaves: until then, and the orphans' time, it may run."""
         allowance_s = self._settings.lease_s + self._settings.orphan_s + self._settings.agent_silence_s
         held.fenced_at = self._clock.monotonic() + allowance_s
 
@@ -91,7 +88,15 @@ class Acting:
         self._carry_out(held, EndOnNode())
 
     def renew(self, held: Held) -> None:
+        """Tell its agent the lease's deadline."""
         self._carry_out(held, RenewOnNode())
+
+    def prolong(self, held: Held) -> None:
+        """A full life from now, and its agent is told."""
+        now_s = self._clock.now()
+        held.expires_at = self._clock.monotonic() + self._settings.lease_s
+        self._books.note(held, Renewed(at_s=now_s, deadline_s=now_s + self._settings.lease_s))
+        self.renew(held)
 
     def order(self, kind: str, node: NodeId, order: Order, about: str) -> None:
         """Give an order whose answer matters to nobody."""
@@ -167,7 +172,7 @@ class Acting:
             try:
                 await self._control.order(held.lease.node, order)
             except NotFoundError:
-                if not held.is_over:
+                if held.lease.state is LeaseState.ACTIVE:
                     self.end(held, EndReason.NODE_LOST, "its agent does not know it any more")
 
     async def _drain(self, held: Held) -> None:

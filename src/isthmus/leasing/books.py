@@ -74,9 +74,7 @@ class Books:
         new: Sequence[Held] = (),
         decisions: tuple[Logged, ...] = (),
     ) -> list[Change]:
-        """Take steps, write them, remember them. `new` leases are entered first. Raises LedgerError: nothing
-        done.
-        """
+        """Take steps, write them, remember them; `new` leases are entered first. Raises LedgerError."""
         after: dict[LeaseId, Lease] = {held.lease.lease: held.lease for held in new}
         rows = [self._row(held, held.lease, "Requested") for held in new]
         changes: list[Change] = []

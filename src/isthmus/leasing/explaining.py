@@ -8,9 +8,7 @@ from isthmus.policy import Decision, Logged, in_words
 
 
 class Explanation(Record, frozen=True):
-    """GET /v1/explain/{id}. `words` is for people, line by line; `decision` (the last one made) for
-    programs.
-    """
+    """GET /v1/explain/{id}. `words`: line by line, for people; `decision`: the last one, for programs."""
 
     id: str
     request: RequestId

@@ -54,9 +54,7 @@ class Granting:
                 waiter.answer.set_exception(SiteUnavailableError("the site is stopping"))
 
     async def grant(self, demand: Demand) -> tuple[Decision, list[Held]]:
-        """Granted and written down, at once or after waiting; those who wait are not overtaken by their own
-        tenant.
-        """
+        """Granted and written down, at once or after waiting. A tenant does not overtake itself."""
         decision = None
         if not self._queue.has(demand.tenant):
             decision, granted = self._try(demand, is_first=True)

@@ -47,7 +47,6 @@ from isthmus.leasing.lifecycle import (
     DrainOrdered,
     ExecutorAdded,
     ExecutorGone,
-    Renewed,
 )
 from isthmus.leasing.reconciling import Reconciling
 from isthmus.leasing.starting import Starting
@@ -94,9 +93,7 @@ class Leasing:
         await self._reconciling.run(self._platform)
 
     async def close(self) -> None:
-        """End every lease (SITE_STOPPED) and turn waiting requests away. Leases of silent nodes stay on the
-        books.
-        """
+        """End every lease (SITE_STOPPED) and turn requests away. Leases of silent nodes stay open."""
         self._granting.close()
         self._acting.withdraw(list(self._books.open.values()), EndReason.SITE_STOPPED, "the site was stopped")
         try:
@@ -170,9 +167,7 @@ class Leasing:
 
     # holding ------------------------------------------------------------------------------------------------
     async def renew(self, principal: Principal, ids: Iterable[LeaseId]) -> RenewReply:
-        """Give each lease a full life from now. Agents are told in the background; a silent one changes
-        nothing.
-        """
+        """Give each lease a full life from now. Agents are told in the background, when they can be."""
         return RenewReply(renewals=tuple(self._renew(principal, lease) for lease in ids))
 
     def _renew(self, principal: Principal, lease_id: LeaseId) -> Renewal:
@@ -181,10 +176,7 @@ class Leasing:
             return self._no_renewal(principal, lease_id)
         if not _sees(principal, held.lease):
             raise NotFoundError(f"no lease {lease_id}")
-        now_s = self._clock.now()
-        held.expires_at = self._clock.monotonic() + self._settings.lease_s
-        self._books.note(held, Renewed(at_s=now_s, deadline_s=now_s + self._settings.lease_s))
-        self._acting.renew(held)
+        self._acting.prolong(held)
         return Renewal(
             lease=lease_id,
             ok=True,
@@ -212,9 +204,7 @@ class Leasing:
             return
 
     async def add_executor(self, principal: Principal, lease_id: LeaseId) -> ExecutorReply:
-        """One more executor in a running lease. Raises LeaseEndedError, DeniedError (too many), agent's
-        errors.
-        """
+        """One more executor in a lease. Raises LeaseEndedError, DeniedError (too many), agent's errors."""
         held = self._running(principal, lease_id)
         assert held.lease.node is not None
         if len(held.lease.executors) >= EXECUTORS_MAX:
@@ -259,9 +249,7 @@ class Leasing:
         return self._policies
 
     def leases(self, principal: Principal, ended: bool) -> list[Lease]:
-        """Those that the principal may see, oldest first; with `ended` also those of the past, newest
-        first.
-        """
+        """Those that the principal may see, oldest first; with `ended` also the past, newest first."""
         running = [held.lease for held in self._books.open.values() if _sees(principal, held.lease)]
         past = self._ledger.ended_leases(_scope(principal)) if ended else []
         return running + [lease for lease in past if _sees(principal, lease)]

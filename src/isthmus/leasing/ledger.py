@@ -86,9 +86,7 @@ FROM leases WHERE (?1 IS NULL OR tenant = ?1) GROUP BY class ORDER BY class
 
 
 class LedgerError(SiteUnavailableError):
-    """The ledger could not be written or read; nothing was changed. The message names the file and the
-    cause.
-    """
+    """The ledger could not be read or written; nothing was changed. Names the file and the cause."""
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,9 +58,7 @@ class Reconciling:
         return self._warming
 
     def _adopt_open_leases(self) -> None:
-        """After a restart: leases get a full life from now, because their holders could not renew
-        meanwhile.
-        """
+        """After a restart leases get a full life: their holders could not renew meanwhile."""
         for held in self._books.open.values():
             self._acting.extend_fence(held)
             held.expires_at = self._clock.monotonic() + self._settings.lease_s
@@ -86,6 +84,7 @@ class Reconciling:
         due = [(held, self._due(held, now)) for held in list(self._books.open.values())]
         self._acting.apply([(held, event) for held, event in due if event is not None])
         self._repeat_orders(now)
+        self._keep_starting(now)
         for node, warm in self._warming.due(self._inventory.audible(now)):
             self._acting.order("warm", node, warm, warm.environment.id)
         self._keep_books(now)
@@ -120,19 +119,14 @@ class Reconciling:
     async def _take_again(self, platform: Platform, held: Held) -> None:
         """A platform that keeps allocations in memory lost them with the site; the lease may still run."""
         lease = held.lease
-        if (
-            lease.node is None
-            or lease.allocation is None
-            or held.is_starting
-            or lease.state is LeaseState.ENDED
-        ):
+        if lease.node is None or lease.allocation is None or held.is_starting or held.is_over:
             return
         try:
             await platform.acquire(lease.allocation, lease.node, lease.resources, lease.lease_class)
         except NoCapacityError as error:
             _log.error("a running lease has no allocation any more", lease=lease.lease, why=str(error))
             return
-        if held.is_over:
+        if lease.lease not in self._books.open:  # it ended meanwhile
             self._acting.release(lease.allocation)
 
     def _refresh_open(self, now: float) -> None:
@@ -142,31 +136,17 @@ class Reconciling:
     def _due(self, held: Held, now: float) -> Event | None:
         """What has become of this lease by the passing of time."""
         lease = held.lease
-        if lease.node is None:
-            return Gone(
-                at_s=self._clock.now(), reason=EndReason.FAILED, detail="the site stopped before its start"
-            )
+        if lease.node is None or lease.state is LeaseState.GRANTED:
+            return self._gone(EndReason.FAILED, "the site stopped before its start")
         is_audible = self._inventory.is_audible(lease.node, now)
         if not is_audible and now > held.fenced_at and not held.is_starting:
-            detail = (
-                f"the agent of node {lease.node} is silent, and the lease cannot have outlived its deadline"
-            )
-            return Gone(at_s=self._clock.now(), reason=EndReason.NODE_LOST, detail=detail)
-        if lease.end_reason is not None:
+            detail = f"the agent of node {lease.node} is silent; the lease cannot have outlived its deadline"
+            return self._gone(EndReason.NODE_LOST, detail)
+        if lease.end_reason is not None or held.is_starting:
             return None
         match lease.state:
-            case LeaseState.GRANTED:
-                return Gone(
-                    at_s=self._clock.now(),
-                    reason=EndReason.FAILED,
-                    detail="the site stopped before its start",
-                )
             case LeaseState.STARTING:
-                return (
-                    None
-                    if held.is_starting
-                    else self._end(EndReason.FAILED, "nobody waits for its start any more")
-                )
+                return self._end(EndReason.FAILED, "nobody waits for its start any more")
             case _ if now > held.expires_at:
                 return self._end(EndReason.EXPIRED, f"not renewed for {self._settings.lease_s:g} s")
             case LeaseState.DRAINING if now > held.evicted_at:
@@ -182,6 +162,9 @@ class Reconciling:
     def _end(self, reason: EndReason, detail: str) -> EndOrdered:
         return EndOrdered(at_s=self._clock.now(), reason=reason, detail=detail)
 
+    def _gone(self, reason: EndReason, detail: str) -> Gone:
+        return Gone(at_s=self._clock.now(), reason=reason, detail=detail)
+
     def _repeat_orders(self, now: float) -> None:
         for held in self._books.open.values():
             lease = held.lease
@@ -191,6 +174,15 @@ class Reconciling:
             if self._inventory.is_audible(node, now):
                 del self._strays[node, lease_id]
                 self._end_stray(node, lease_id)
+
+    def _keep_starting(self, now: float) -> None:
+        """A start may take longer than a lease lives (an environment is being built): nobody can renew it
+        yet.
+        """
+        for held in self._books.open.values():
+            is_starting = held.is_starting and held.lease.state is LeaseState.STARTING
+            if is_starting and held.expires_at - now < 0.5 * self._settings.lease_s:
+                self._acting.prolong(held)
 
     def _end_stray(self, node: NodeId, lease_id: LeaseId) -> None:
         """A node runs what the ledger says is over, or never heard of."""
@@ -210,9 +202,7 @@ class Reconciling:
 
     # reports ------------------------------------------------------------------------------------------------
     async def joined(self, platform: Platform, node: NodeId, hello: AgentHello) -> None:
-        """An agent is here: adopt what it runs, have the rest settled. Raises NotFoundError for a foreign
-        node.
-        """
+        """An agent is here: adopt what it runs, settle the rest. Raises NotFoundError for a foreign node."""
         if not self._inventory.knows(node):
             await self.survey(platform)
         if not self._inventory.knows(node):

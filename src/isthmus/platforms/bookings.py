@@ -30,11 +30,10 @@ class Bookings:
         free_bytes = machine.memory_bytes - sum(other.memory_bytes for other in held)
         free_gpus = machine.gpus - sum(other.gpus for other in held)
         need = (resources.cores, resources.memory_bytes, resources.gpus)
-        if any(want > free for want, free in zip(need, (free_cores, free_bytes, free_gpus), strict=True)):
-            raise NoCapacityError(
-                f"node {node} has {free_cores} cores, {free_bytes} bytes of memory and {free_gpus} GPUs free, "
-                f"not {resources}"
-            )
+        free = (free_cores, free_bytes, free_gpus)
+        if any(want > have for want, have in zip(need, free, strict=True)):
+            left = f"{free_cores} cores, {free_bytes} bytes of memory and {free_gpus} GPUs"
+            raise NoCapacityError(f"node {node} has {left} free, not {resources}")
         taken = Allocation(allocation=allocation, node=node, state="running", resources=resources)
         self._held[allocation] = taken
         return taken

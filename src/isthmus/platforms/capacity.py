@@ -27,9 +27,7 @@ def cores(settings: NodeSettings) -> int:
 
 
 def memory_bytes(settings: NodeSettings) -> int:
-    """`settings.memory`, else MEMORY_SHARE of the machine's memory or of its cgroup's limit, if that is
-    less.
-    """
+    """`settings.memory`, else MEMORY_SHARE of the machine's memory or its cgroup's limit, if less."""
     if settings.memory:
         try:
             return parse_bytes(settings.memory)

@@ -38,9 +38,7 @@ _log = structlog.get_logger("platforms.local")
 
 
 class AgentFile(Record, frozen=True):
-    """`agent.json`: the agent that was started last. `started` tells it from a later process of the same
-    id.
-    """
+    """`agent.json`: the agent started last. `started` tells it from a later process of that id."""
 
     pid: int
     started: int
@@ -242,9 +240,7 @@ async def _readable(descriptor: int) -> None:
 
 
 def _started(pid: int) -> int:
-    """When the process started, in clock ticks since boot; 0 if there is none. Source: proc(5), field 22 of
-    stat.
-    """
+    """When the process started, in clock ticks since boot; 0: none. Source: proc(5), stat, field 22."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:

@@ -48,9 +48,7 @@ class Fired(Record, frozen=True):
 
 
 class Candidate(Record, frozen=True):
-    """A node that was weighed. `score`: packing (-1..1) plus `prefer` rules; `denied_by`: the rule against
-    it.
-    """
+    """A node that was weighed. `score`: packing (-1..1) plus `prefer` rules; `denied_by`: a rule's name."""
 
     node: NodeId
     score: float

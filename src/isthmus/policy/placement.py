@@ -30,9 +30,7 @@ def slots(nodes: NodeTable, resources: Resources) -> IntArray:
 
 
 def base_scores(nodes: NodeTable, rows: IntArray, resources: Resources) -> FloatArray:
-    """Packing score of the given rows, in -1..1: the share of the node's cores in use once the lease is
-    there.
-    """
+    """Packing score of the given rows, in -1..1: the share of the node's cores in use with the lease."""
     left = (nodes.free_cores[rows] - resources.cores) / np.maximum(nodes.cores[rows], 1)
     scores = 1.0 - left
     if not resources.gpus:

@@ -236,9 +236,7 @@ def _header_lines(text: str) -> list[int]:
 
 
 def _key_line(text: str, start: int, key: str) -> int:
-    """The line of `key = ...` (or of its table) at or after line `start`; `start` when it is not written
-    plainly.
-    """
+    """The line of `key = ...` (or its table) at or after line `start`; `start` where it cannot be found."""
     pattern = re.compile(rf"\s*(?:\[+\s*)?[\"']?{re.escape(key)}\b")
     for number, line in enumerate(text.splitlines()[start - 1 :], start):
         if number > start and _HEADER.match(line) and key != "rule":
@@ -316,9 +314,7 @@ def _check_names(when: str, program: cel.Program, where: str) -> dict[str, set[s
 
 
 def _try(program: cel.Program, where: str) -> None:
-    """Evaluate once against a sample, to refuse conditions that are not true or false, or compare unlike
-    types.
-    """
+    """Evaluate once against a sample, to refuse conditions that are no truth or compare unlike types."""
     try:
         value = program.execute(_SAMPLE)
     except (LookupError, ArithmeticError):

@@ -116,9 +116,7 @@ class NodeTable:
         self.shapes: list[Shape] = list(shapes)
 
     def take(self, node: NodeId, resources: Resources, sign: int = 1) -> None:
-        """Book one lease on a node; sign=-1 gives it back. An unknown node is ignored: it left the
-        platform.
-        """
+        """Book one lease on a node; sign=-1 gives it back. A node that left the platform is ignored."""
         i = self.index.get(node)
         if i is None:
             return

@@ -2,6 +2,7 @@
 time.
 """
 
+import asyncio
 import functools
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -56,10 +57,12 @@ class ObedientAgents:
         self.given: list[tuple[NodeId, Order]] = []
         self.running: dict[LeaseId, ExecutorInfo] = {}
         self.fail_next: dict[type[Order], list[IsthmusError]] = {}
+        self.takes_s: dict[type[Order], float] = {}
         self.is_cut_off = False
 
     async def order(self, node: NodeId, order: Order) -> Done:
         self.given.append((node, order))
+        await asyncio.sleep(self.takes_s.get(type(order), 0.0))
         failures = self.fail_next.get(type(order))
         if failures:
             raise failures.pop(0)

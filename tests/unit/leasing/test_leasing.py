@@ -199,6 +199,16 @@ async def test_quota_denies_and_pools_limit(room: Room) -> None:
     assert len((await room.leasing.request(BOB, _waiting(ONE, 0.0, pool="two", count=3))).grants) == 2
 
 
+@in_a_room()
+async def test_a_start_may_take_longer_than_a_lease_lives(room: Room) -> None:
+    room.agents.takes_s[StartLease] = 10 * SETTINGS.lease_s
+    starting = asyncio.ensure_future(room.leasing.request(ALICE, ONE))
+    await room.beat_for(10 * SETTINGS.lease_s + 1.0)
+    (grant,) = (await starting).grants
+    assert grant.deadline_s > room.clock.now()
+    assert _end_of(room, grant.lease) == (LeaseState.ACTIVE, None)
+
+
 # holding ----------------------------------------------------------------------------------------------------
 @in_a_room()
 async def test_a_lease_that_nobody_renews_expires(room: Room) -> None:
