@@ -293,6 +293,16 @@ def test_a_queued_call_is_cancelled_without_running(client: Client, site: Site, 
     assert site.done(ReadLog, lease=lease, offset=0).text == ""
 
 
+def test_a_call_whose_time_is_up_before_it_runs_is_not_run(client: Client, site: Site, lease: str) -> None:
+    slow, loud = client.define(lambda: time.sleep(0.3)), client.define(lambda: print("ran"))
+    first = client.start(slow)
+    late = client.start(loud, deadline_ns=10**8)
+    with pytest.raises(CallTimeoutError):
+        client.result(late)
+    client.result(first)
+    assert site.done(ReadLog, lease=lease, offset=0).text == ""
+
+
 def test_finally_blocks_run_when_a_call_is_cancelled(client: Client, site: Site, lease: str) -> None:
     def careful() -> None:
         with contextlib.suppress(Exception):

@@ -95,12 +95,12 @@ async def dial(url: str, join_key: bytes, introduce: Callable[[bytes, bytes], Ag
     try:
         async with asyncio.timeout(HANDSHAKE_S):
             return await _prove(socket, join_key, introduce)
+    except (AuthError, SiteUnavailableError):
+        await socket.close()
+        raise
     except (OSError, TimeoutError, WebSocketException, msgspec.MsgspecError) as error:
         await socket.close()
         raise SiteUnavailableError(f"the site at {url} broke off the handshake: {error}") from error
-    except AuthError:
-        await socket.close()
-        raise
 
 
 async def _prove(

@@ -7,6 +7,7 @@ lease until it ends. It outlives its zygote and its agent, and never the deadlin
 Not here: the loop that serves calls (`serving.py`).
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -32,11 +33,13 @@ from isthmus.node.serving import Server
 
 CREDITS = 256  # frames a client may have in flight: deep enough to hide a round trip, bounded in memory
 ANNOUNCE = signal.SIGUSR2
+OOM_SCORE = 500  # of 1000
 
 
 def run(control: socket.socket, fabric: str) -> NoReturn:
     """The whole life of an executor, from just after the fork."""
     os.setsid()
+    _offer_to_oom_killer()
     try:
         domain = isthmus.fabric.open_domain(fabric)
     except (IsthmusError, OSError) as error:
@@ -57,6 +60,12 @@ def run(control: socket.socket, fabric: str) -> NoReturn:
     control.close()
     fencing.start(page, domain, assignment)
     _serve(server, page, domain)
+
+
+def _offer_to_oom_killer() -> None:
+    """When the machine runs out of memory, functions go before the site and the agent."""
+    with contextlib.suppress(OSError):  # not permitted in some containers: then nobody is preferred
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 
 
 def _await_assignment(control: socket.socket) -> Assignment:

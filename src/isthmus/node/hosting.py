@@ -9,6 +9,7 @@ Not here: what the site wants (`agent.py`), which cores are whose (`leases.py`),
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import signal
 import time
@@ -35,6 +36,9 @@ from isthmus.node.zygotes import Spare, Zygotes
 EXECUTORS_MAX = 64  # of one lease: bounds the depth of nested calls
 _EXIT_STATUS_S = 1.0  # how long a zygote may take to report a death that we see
 _SOCKET_PATH_MAX = 100  # the kernel's limit is 107
+
+
+log = logging.getLogger("isthmus.agent")
 
 
 class Hosted:
@@ -124,9 +128,12 @@ class Host:
                 return
             await self._stop(hosted, grace_s)
             usage = lease_usage(hosted.record, hosted.pages, self._isolation)
-            await asyncio.to_thread(self._isolation.destroy, lease)
             ended = LeaseEnded(lease=lease, reason=reason, detail=detail, usage=usage)
-            self._records.write_end(ended)
+            try:
+                await asyncio.to_thread(self._isolation.destroy, lease)
+                self._records.write_end(ended)
+            except OSError as error:  # a process that cannot die, a full disk: the lease is over all the same
+                log.error("lease %s ended, but something of it is left: %s", lease, error)
             self._forget(hosted)
         self._tell(ended)
 
@@ -174,7 +181,10 @@ class Host:
 
     def trim_logs(self) -> None:
         for hosted in self._leases.values():
-            hosted.log.trim()
+            try:
+                hosted.log.trim()
+            except OSError as error:
+                log.warning("the output of %s cannot be cut: %s", hosted.lease, error)
 
     def overdue(self, site_connected: bool) -> list[LeaseId]:
         """Leases whose time is up."""
@@ -285,12 +295,14 @@ class Host:
 
     def _assignment(self, hosted: Hosted, executor: ExecutorId, page: Path) -> Assignment:
         record = hosted.record
+        has_core = len(hosted.executors) < len(record.cores)
+        spin_s = self._settings.spin_s if has_core else 0.0  # it would spin on a core that others need
         return Assignment(
             executor=executor, lease=record.lease, tenant=record.tenant, node=self._node,
             lease_key=record.lease_key, page=str(page), log=str(hosted.directory / LOG_FILE),
             listen=self._settings.listen or f"unix:{self._socket_path(hosted, executor)}", site=self._site,
             sys_path=record.environment.sys_path, sys_path_first=not record.environment.requirements,
-            cores=len(record.cores), spin_s=self._settings.spin_s,
+            cores=len(record.cores), spin_s=spin_s,
         )  # fmt: skip
 
     def _socket_path(self, hosted: Hosted, executor: ExecutorId) -> Path:

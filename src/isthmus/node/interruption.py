@@ -46,7 +46,7 @@ def answer(reason: Reason, running: bool) -> CallError:
 
 
 class Cancels:
-    """Cancels of calls that do not run yet.
+    """Cancels and deadlines of calls that do not run yet.
 
     A CANCEL is urgent and may overtake its CALL; or the CALL was answered already, and nobody will ever ask.
     So one whose call is not known to be queued is kept for a while only.
@@ -54,9 +54,14 @@ class Cancels:
 
     def __init__(self) -> None:
         self._reasons: OrderedDict[tuple[int, int], tuple[Reason, float]] = OrderedDict()
+        self._due_s: dict[tuple[int, int], float] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._reasons)
+        return bool(self._reasons or self._due_s)
+
+    def queue(self, channel_id: int, call_id: int, deadline_ns: int) -> None:
+        """A call with a deadline waits behind another one."""
+        self._due_s[channel_id, call_id] = time.monotonic() + deadline_ns / 1e9
 
     def put(self, channel_id: int, call_id: int, reason: Reason, queued: bool) -> None:
         until_s = math.inf if queued else time.monotonic() + _OVERTAKEN_S
@@ -68,10 +73,13 @@ class Cancels:
         """Why this call must not run, if so; forgets what is too old."""
         reason, _ = self._reasons.pop((channel_id, call_id), (None, 0.0))
         now_s = time.monotonic()
+        if self._due_s.pop((channel_id, call_id), math.inf) < now_s:
+            reason = reason or "timeout"
         for key in [key for key, (_, until_s) in self._reasons.items() if until_s < now_s]:
             del self._reasons[key]
         return reason
 
     def forget(self, channel_id: int) -> None:
-        for key in [key for key in self._reasons if key[0] == channel_id]:
-            del self._reasons[key]
+        for known in (self._reasons, self._due_s):
+            for key in [key for key in known if key[0] == channel_id]:
+                del known[key]

@@ -294,6 +294,8 @@ class Server:
         else:
             if frame.kind in (Kind.LOST, Kind.GOODBYE):
                 self._drop(frame.channel_id)
+            elif frame.deadline_ns:
+                self._cancels.queue(frame.channel_id, frame.call_id, frame.deadline_ns)
             self._inbox.append(frame)
 
     def _drop(self, channel_id: int) -> None:

@@ -46,3 +46,12 @@ def test_cancels_are_bounded() -> None:
 def test_reasons_become_typed_errors() -> None:
     assert isinstance(answer(reason_of(b"timeout"), running=True), CallTimeoutError)
     assert isinstance(answer(reason_of(b"anything"), running=False), CallCancelledError)
+
+
+def test_a_call_whose_deadline_passes_in_the_queue_times_out() -> None:
+    cancels = Cancels()
+    cancels.queue(1, 7, deadline_ns=1)
+    cancels.queue(1, 8, deadline_ns=10**12)
+    assert cancels.take(1, 8) is None
+    assert cancels.take(1, 7) == "timeout"
+    assert not cancels
