@@ -222,6 +222,7 @@ class Agent:
         while True:
             await asyncio.sleep(self._settings.meter_s)
             self._host.trim_logs()
+            await self._host.cool()
             line = self._connection
             if line is not None:
                 try:

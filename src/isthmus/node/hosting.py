@@ -159,6 +159,12 @@ class Host:
             return
         await self._zygotes.warm(environment, await self._environments.python(environment), spares)
 
+    async def cool(self) -> None:
+        """Stop the zygotes of environments that nobody has used for long."""
+        in_use = {shared(hosted.record.environment).id for hosted in self._leases.values()}
+        for environment in self._zygotes.idle(in_use, time.monotonic()):
+            await self._zygotes.stop(environment)
+
     # what runs ----------------------------------------------------------------------------------------------
     def running(self) -> tuple[RunningLease, ...]:
         return tuple(
@@ -192,6 +198,8 @@ class Host:
         orphan_ns = int(self.orphan_s * 1e9)
         late = []
         for hosted in self._leases.values():
+            if hosted.ending:
+                continue
             clients = sum(executor.page[CLIENTS] for executor in hosted.executors.values())
             if now_ns > end_ns(hosted.deadline_ns, orphan_ns, clients, site_connected):
                 late.append(hosted.lease)

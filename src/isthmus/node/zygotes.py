@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,7 @@ START_S = 60.0  # imports of a preload may be slow on a shared file system
 FORK_S = 30.0  # for one fork, and for its first words; long only on a machine that swaps
 SPARES_MAX = 16
 _SECRETS = ("ISTHMUS_",)  # no variable of ours reaches user code, except those an assignment sets
+IDLE_S = 600.0  # a zygote costs some 40 MB; starting one anew, some hundred milliseconds
 _KEEP_EXITS = 1024
 _ZYGOTE_DEATHS_MAX = 3  # in a row, for one fork
 
@@ -238,9 +240,11 @@ class Zygotes:
         self._log_file = log_file
         self._isolation = isolation
         self._zygotes: dict[EnvironmentId, asyncio.Task[Zygote]] = {}
+        self._used_s: dict[EnvironmentId, float] = {}
 
     async def take(self, environment: Environment, python: str, spares: int) -> Spare:
         """An unassigned executor of this environment. Raises FunctionLoadError, NoCapacityError."""
+        self._used_s[environment.id] = time.monotonic()
         for _ in range(_ZYGOTE_DEATHS_MAX):
             zygote = await self.zygote(environment, python)
             zygote.wanted_spares = max(zygote.wanted_spares, spares)
@@ -253,9 +257,7 @@ class Zygotes:
 
     async def zygote(self, environment: Environment, python: str) -> Zygote:
         task = self._zygotes.get(environment.id)
-        if task is not None and task.done() and (task.cancelled() or task.exception() or task.result().dead):
-            task = None
-        if task is None:
+        if task is None or (task.done() and self._ready(environment.id) is None):
             task = asyncio.create_task(self._start(environment, python), name=f"start-{environment.id}")
             self._zygotes[environment.id] = task
         return await asyncio.shield(task)
@@ -267,14 +269,36 @@ class Zygotes:
         zygote.refill()
 
     async def stop(self, environment: EnvironmentId) -> None:
+        """End a zygote, even one that is just starting."""
+        zygote = self._ready(environment)
         task = self._zygotes.pop(environment, None)
-        if task is not None and task.done() and not task.cancelled() and task.exception() is None:
-            await task.result().stop()
+        if zygote is not None:
+            await zygote.stop()
+        elif task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def refill(self, environment: EnvironmentId) -> None:
+        zygote = self._ready(environment)
+        if zygote is not None:
+            zygote.refill()
+
+    def idle(self, in_use: set[EnvironmentId], now_s: float) -> list[EnvironmentId]:
+        """Environments that nobody needed for IDLE_S; the one that keeps the agent warm is not among them."""
+        return [
+            environment
+            for environment, used_s in self._used_s.items()
+            if environment in self._zygotes
+            and environment not in in_use
+            and environment != Environment().id
+            and now_s - used_s > IDLE_S
+        ]
+
+    def _ready(self, environment: EnvironmentId) -> Zygote | None:
         task = self._zygotes.get(environment)
-        if task is not None and task.done() and not task.cancelled() and task.exception() is None:
-            task.result().refill()
+        if task is None or not task.done() or task.cancelled() or task.exception() is not None:
+            return None
+        return None if task.result().dead else task.result()
 
     async def close(self) -> None:
         for environment in list(self._zygotes):
@@ -296,7 +320,7 @@ class Zygotes:
         ours.setblocking(False)
         try:
             await _await_start(ours, process)
-        except IsthmusError:
+        except BaseException:
             ours.close()
             process.kill()
             process.wait()
