@@ -300,7 +300,7 @@ class World:
     def _lose_platform(self) -> None:
         self.note("platform unreachable")
         self.platform.is_unreachable = True
-        self.loop.call_later(self.chance.uniform(1.0, 20.0), setattr, self.platform, "is_unreachable", False)
+        self.loop.call_later(self.chance.uniform(0.5, 8.0), setattr, self.platform, "is_unreachable", False)
 
     def _preempt(self) -> None:
         known = list(self.platform._bookings.states())

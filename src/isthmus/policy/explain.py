@@ -4,6 +4,8 @@ from isthmus.core.units import format_bytes
 from isthmus.policy.decide import Decision
 from isthmus.policy.snapshot import Demand
 
+_BEFORE_NODES = ("class", "pool", "quota")
+
 
 def in_words(demand: Demand, decision: Decision) -> tuple[str, ...]:
     """Lines for a person, most important first."""
@@ -12,10 +14,10 @@ def in_words(demand: Demand, decision: Decision) -> tuple[str, ...]:
 
 def _headline(demand: Demand, decision: Decision) -> str:
     lease = demand.lease
-    gpus = f", {lease.resources.gpus} GPUs" if lease.resources.gpus else ""
+    gpus = f", {_count(lease.resources.gpus, 'GPU')}" if lease.resources.gpus else ""
     together = " together" if lease.together else ""
-    each = f"{lease.resources.cores} cores, {format_bytes(lease.resources.memory_bytes)}{gpus}"
-    leases = f"{lease.count} {lease.lease_class} lease{'s' * (lease.count > 1)}{together}"
+    each = f"{_count(lease.resources.cores, 'core')}, {format_bytes(lease.resources.memory_bytes)}{gpus}"
+    leases = f"{_count(lease.count, f'{lease.lease_class} lease')}{together}"
     asked = f"{demand.tenant} asked for {leases} of {each} from pool {lease.pool!r}"
     match decision.outcome:
         case "grant":
@@ -24,6 +26,10 @@ def _headline(demand: Demand, decision: Decision) -> str:
             return f"{asked}: has to wait." + _because(decision)
         case "deny":
             return f"{asked}: denied." + _because(decision)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _because(decision: Decision) -> str:
@@ -37,7 +43,9 @@ def _rules(decision: Decision) -> list[str]:
 
 
 def _nodes(decision: Decision) -> list[str]:
-    lines = [f"{decision.nodes_fitting} of {decision.nodes_total} nodes had room."]
+    if not decision.candidates and (decision.blocked_by in _BEFORE_NODES or decision.outcome == "deny"):
+        return []  # it was settled before any node was looked at
+    lines = [f"{decision.nodes_fitting} of {_count(decision.nodes_total, 'node')} had room."]
     chosen = set(decision.places)
     for candidate in decision.candidates:
         verdict = f"refused by rule {candidate.denied_by!r}" if candidate.denied_by else "not needed"
