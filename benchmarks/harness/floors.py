@@ -1,10 +1,15 @@
-"""Floors that need no package of ours: a memcpy, and a blocking ping-pong over a Unix socket.
+"""Floors that no call can undercut: a memcpy, a blocking ping-pong over a Unix socket, raw UCX.
 
-The raw UCX floors are native (`benchmarks/floors`).
-"""
+UCX is measured by its own `ucx_perftest`, whose median of half a round trip is all it tells: one sample a
+run.
 
+import importlib.util
 import os
+import shutil
 import socket
+import subprocess
+import time
+from pathlib import Path
 
 import numpy as np
 
@@ -12,10 +17,13 @@ from benchmarks.harness.subject import PAYLOAD_BYTES, Cells, pin_pair, run
 
 ASLEEP_S = 0.01  # long enough for the peer to sleep and its core to idle
 _CLOSE = b"\0"
+_UCX_START_S = 5.0
+_UCX_LIMIT_S = 60.0
 
 
 def measure(cells: Cells) -> None:
     measure_memcpy(cells)
+    measure_ucx(cells)
     measure_socket(cells)
 
 
@@ -53,6 +61,69 @@ def _round_trip(connection: socket.socket) -> None:
 def _echo(connection: socket.socket) -> None:
     while (byte := connection.recv(1)) and byte != _CLOSE:
         connection.send(byte)
+
+
+def measure_ucx(cells: Cells) -> None:
+    """Active messages, polled by both sides: 1 B there and back; 1 MiB one way."""
+    perftest = find_perftest()
+    if perftest is None:
+        cells.notes.append("raw UCX not measured: no ucx_perftest (it comes with libucx-cu12, or ucx-utils)")
+        return
+    count = 100_000 if cells.budget.samples > 1_000 else 5_000
+    cells.value("ucx_round_trip_us", 2 * ucx_latency_us(perftest, 1, count))
+    cells.value("ucx_1mib_us", ucx_latency_us(perftest, PAYLOAD_BYTES, count // 50))
+
+
+def find_perftest() -> Path | None:
+    """The wheel's, so that it is the library that isthmus uses; else the system's."""
+    wheel = importlib.util.find_spec("libucx")
+    if wheel is not None and wheel.origin is not None:
+        path = Path(wheel.origin).parent / "bin" / "ucx_perftest"
+        if os.access(path, os.X_OK):
+            return path
+    found = shutil.which("ucx_perftest")
+    return Path(found) if found else None
+
+
+def ucx_latency_us(perftest: Path, message_bytes: int, count: int) -> float:
+    """Median of half a round trip of one active message."""
+    libraries = {"LD_LIBRARY_PATH": str(perftest.parents[1] / "lib"), "UCX_WARN_UNUSED_ENV_VARS": "n"}
+    environment = os.environ | libraries
+    port = _free_port()
+    command = [str(perftest), "-p", str(port)]
+    server = subprocess.Popen([*command, "-c", "1"], env=environment, stdout=subprocess.DEVNULL)
+    test = ["127.0.0.1", "-c", "0", "-t", "ucp_am_lat", "-s", str(message_bytes), "-n", str(count), "-f"]
+    try:
+        _await_listener(port)
+        answer = subprocess.run(
+            [*command, *test],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_UCX_LIMIT_S,
+            check=True,
+        )
+        server.wait(_UCX_START_S)
+    finally:
+        server.kill()
+        server.wait()
+    return float(answer.stdout.splitlines()[-1].split()[1])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _await_listener(port: int) -> None:
+    """Until the port is in the kernel's list of listeners; to connect would be taken for a client."""
+    wanted = f":{port:04X} 00000000:0000 0A"
+    give_up_s = time.monotonic() + _UCX_START_S
+    while wanted not in Path("/proc/net/tcp").read_text("ascii"):
+        if time.monotonic() > give_up_s:
+            raise RuntimeError("ucx_perftest does not listen")
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":
