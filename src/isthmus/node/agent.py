@@ -1,8 +1,7 @@
-"""The agent: one process per node that does what the site orders, and guards the leases when the site is
-away.
+"""The agent: one process per node that does what the site orders, and guards leases when the site is away.
 
-    python -m isthmus.node.agent --site ws://HOST:PORT/agent --node NAME --state DIR [--parent PID] [--cache
-    DIR]
+    python -m isthmus.node.agent --site ws://HOST:PORT/agent --node NAME --state DIR
+                                 [--parent PID] [--cache DIR]
 
 The join key comes in ISTHMUS_JOIN_KEY (hex), settings in ISTHMUS_AGENT_SETTINGS (JSON NodeSettings); both are
 removed from the environment at once. Killed, it leaves its executors running; started again with the same

@@ -50,36 +50,35 @@ class Cancels:
 
     A CANCEL is urgent and may overtake its CALL; or the CALL was answered already, and nobody will ever ask.
     So one whose call is not known to be queued is kept for a while only.
+
+    calls  (channel, call) -> (why it must not run, until when to keep that), or (None, when its deadline
+    passes);
+           empty nearly always, which is all that the path of a call looks at
     """
 
     def __init__(self) -> None:
-        self._reasons: OrderedDict[tuple[int, int], tuple[Reason, float]] = OrderedDict()
-        self._due_s: dict[tuple[int, int], float] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._reasons or self._due_s)
+        self.calls: OrderedDict[tuple[int, int], tuple[Reason | None, float]] = OrderedDict()
 
     def queue(self, channel_id: int, call_id: int, deadline_ns: int) -> None:
         """A call with a deadline waits behind another one."""
-        self._due_s[channel_id, call_id] = time.monotonic() + deadline_ns / 1e9
+        self.calls[channel_id, call_id] = None, time.monotonic() + deadline_ns / 1e9
 
     def put(self, channel_id: int, call_id: int, reason: Reason, queued: bool) -> None:
         until_s = math.inf if queued else time.monotonic() + _OVERTAKEN_S
-        self._reasons[channel_id, call_id] = reason, until_s
-        if len(self._reasons) > CANCELS_MAX:
-            self._reasons.popitem(last=False)
+        self.calls[channel_id, call_id] = reason, until_s
+        if len(self.calls) > CANCELS_MAX:
+            self.calls.popitem(last=False)
 
     def take(self, channel_id: int, call_id: int) -> Reason | None:
         """Why this call must not run, if so; forgets what is too old."""
-        reason, _ = self._reasons.pop((channel_id, call_id), (None, 0.0))
+        reason, until_s = self.calls.pop((channel_id, call_id), (None, math.inf))
         now_s = time.monotonic()
-        if self._due_s.pop((channel_id, call_id), math.inf) < now_s:
-            reason = reason or "timeout"
-        for key in [key for key, (_, until_s) in self._reasons.items() if until_s < now_s]:
-            del self._reasons[key]
+        if reason is None and until_s < now_s:
+            reason = "timeout"
+        for key in [key for key, (why, until_s) in self.calls.items() if why is not None and until_s < now_s]:
+            del self.calls[key]
         return reason
 
     def forget(self, channel_id: int) -> None:
-        for known in (self._reasons, self._due_s):
-            for key in [key for key in known if key[0] == channel_id]:
-                del known[key]
+        for key in [key for key in self.calls if key[0] == channel_id]:
+            del self.calls[key]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from isthmus.core.model import Usage
 from isthmus.node.isolation import Isolation
 from isthmus.node.messages import FunctionUse, LeaseReport
-from isthmus.node.page import CPU, LAST_CALL, RUNNING, SPIN, Page, Row
+from isthmus.node.page import CPU, RUNNING, SPIN, Page, Row
 from isthmus.node.records import LeaseRecord
 
 
@@ -44,7 +44,7 @@ def idle_s(record: LeaseRecord, pages: Sequence[Page], now_ns: int) -> float:
     """Since the last call ended, or since the lease began; 0 while one runs."""
     if any(page[RUNNING] for page in pages):
         return 0.0
-    last_ns = max([record.started_ns, *(page[LAST_CALL] for page in pages)])
+    last_ns = max([record.started_ns, *(row.last_call_ns for page in pages for row in page.rows())])
     return max(0.0, (now_ns - last_ns) / 1e9)
 
 

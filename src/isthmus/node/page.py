@@ -13,13 +13,13 @@ offset  words  field           writer
     16      1  orphan_ns       agent     ... plus this while a client is connected
     24      1  draining        agent     1: admit no further calls
     64      1  pid             executor
-    72      1  start_ticks     executor  field 22 of /proc/PID/stat: tells it from a later process with its
-    pid 80      1  running         executor  1 while user code runs 88      1  clients         executor
-    connected clients 96      1  last_call_ns    executor  when the last call ended
-   104      1  spin_ns         executor
-   112      1  rows            executor  function rows in use
-   120      1  exit_status     executor  0, or 1 + exit code of an exit in order
-   128      1  threads         executor  threads that user code left behind
+    72      1  start_ticks     executor  field 22 of /proc/PID/stat: tells it from later users of its pid
+    80      1  running         executor  1 while user code runs
+    88      1  clients         executor  connected clients
+    96      1  spin_ns         executor
+   104      1  rows            executor  function rows in use
+   112      1  exit_status     executor  0, or 1 + exit code of an exit in order
+   120      1  threads         executor  threads that user code left behind
    192      1  cpu_ns          agent     CPU time of the dead executor, as its parent learnt it
    256     32  address         executor  where it listens; UTF-8, zero padded
    512  37x12  function rows   executor  calls, errors, busy_ns, last_call_ns, name (64 bytes, zero padded)
@@ -36,7 +36,7 @@ PAGE_BYTES = 4096
 MAGIC = int.from_bytes(b"isthmus1", "little")
 
 DEADLINE, ORPHAN, DRAINING = 1, 2, 3
-PID, START_TICKS, RUNNING, CLIENTS, LAST_CALL, SPIN, ROWS, EXIT_STATUS, THREADS = range(8, 17)
+PID, START_TICKS, RUNNING, CLIENTS, SPIN, ROWS, EXIT_STATUS, THREADS = range(8, 16)
 CPU = 24
 _ADDRESS, _ADDRESS_BYTES = 256, 256
 _ROWS_AT, _ROW_WORDS, _NAME_WORDS = 64, 12, 8

@@ -1,9 +1,9 @@
 """What an agent writes down, so that its successor can go on: one directory per lease.
 
     STATE/leases/LEASE/lease.msgpack     LeaseRecord, written before anything is started
-    STATE/leases/LEASE/EXECUTOR.page     one page per executor (`page.py`); kept until the lease ends: usage
-    adds up STATE/leases/LEASE/log               output of all its executors STATE/ended/LEASE.msgpack
-    a LeaseEnded that the site may not have seen yet
+    STATE/leases/LEASE/EXECUTOR.page     one page per executor (`page.py`); kept to the lease's end: usage adds up
+    STATE/leases/LEASE/log               output of all its executors
+    STATE/ended/LEASE.msgpack            a LeaseEnded that the site may not have seen yet
 
 Files are replaced atomically. They are not synced to the disk, except ends: a power cut that would lose the
 record of a running lease takes its processes too.

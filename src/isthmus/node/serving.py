@@ -35,7 +35,7 @@ from isthmus.node.endings import end_child, exit_code, trim
 from isthmus.node.functions import Function, Loop, is_stream
 from isthmus.node.groups import Switchboard
 from isthmus.node.interruption import CallInterrupted, Cancels, Reason, Terminated, answer, reason_of
-from isthmus.node.page import BUSY, CALLS, DRAINING, ERRORS, LAST, LAST_CALL, RUNNING, Page
+from isthmus.node.page import BUSY, CALLS, DRAINING, ERRORS, LAST, RUNNING, Page
 from isthmus.node.streams import Items, Window, send_all
 
 IDLE_S = 3600.0  # one sleep of an idle executor; anything that matters wakes it
@@ -59,6 +59,7 @@ class Server:
         self._by_channel = self._clients.by_channel
         self._inbox: deque[Frame] = deque()
         self._cancels = Cancels()
+        self._held = self._cancels.calls
         self._frame: Frame | None = None  # the call that runs now
         self._window: Window | None = None  # ... and its stream's credit
         self._interrupt: Reason | None = None  # why it must stop
@@ -102,7 +103,7 @@ class Server:
         except KeyError:
             self._call_unknown(frame)
             return
-        if words[DRAINING] or self._cancels:
+        if words[DRAINING] or self._held:
             refusal = self._refusal(frame)
             if refusal is not None:
                 self._send(client, *refusal, frame)
@@ -139,7 +140,7 @@ class Server:
             pass  # its LOST frame follows
         words[row] += 1  # counted while the answer is under way
         words[row + BUSY] += ended_ns - started_ns
-        words[row + LAST] = words[LAST_CALL] = ended_ns
+        words[row + LAST] = ended_ns
         if ended_ns - started_ns > _LONG_CALL_NS:
             self._drain_domain()
 
@@ -156,7 +157,7 @@ class Server:
         ended_ns = monotonic_ns()
         words[row + CALLS] += 1
         words[row + BUSY] += ended_ns - started_ns
-        words[row + LAST] = words[LAST_CALL] = ended_ns
+        words[row + LAST] = ended_ns
         self._frame = None
         self._send(client, kind, encoded, frame)
         self._drain_domain()

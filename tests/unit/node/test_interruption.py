@@ -13,7 +13,7 @@ def test_a_cancel_is_taken_once_by_its_call() -> None:
     assert cancels.take(2, 7) is None
     assert cancels.take(1, 7) == "cancel"
     assert cancels.take(1, 7) is None
-    assert not cancels
+    assert not cancels.calls
 
 
 def test_a_cancel_whose_call_never_comes_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,4 +54,4 @@ def test_a_call_whose_deadline_passes_in_the_queue_times_out() -> None:
     cancels.queue(1, 8, deadline_ns=10**12)
     assert cancels.take(1, 8) is None
     assert cancels.take(1, 7) == "timeout"
-    assert not cancels
+    assert not cancels.calls

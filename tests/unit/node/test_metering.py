@@ -9,7 +9,7 @@ from tests.unit.node.test_records import RECORD
 from isthmus.core.ids import LeaseId
 from isthmus.node.isolation import Rlimits, Share
 from isthmus.node.metering import function_uses, idle_s, lease_usage
-from isthmus.node.page import BUSY, CALLS, CPU, ERRORS, LAST_CALL, RUNNING, SPIN, Page, Row
+from isthmus.node.page import BUSY, CALLS, CPU, ERRORS, LAST, RUNNING, SPIN, Page, Row
 
 S = 10**9
 
@@ -33,7 +33,7 @@ def test_pages_of_dead_and_living_executors_add_up(tmp_path: Path) -> None:
 def test_a_lease_is_idle_since_its_last_call_and_never_while_one_runs(tmp_path: Path) -> None:
     page = Page(tmp_path / "a", create=True)
     assert idle_s(RECORD, [page], 1 + 2 * S) == 2.0
-    page[LAST_CALL] = 5 * S
+    page[page.add_row("f") + LAST] = 5 * S
     assert idle_s(RECORD, [page], 7 * S) == 2.0
     page[RUNNING] = 1
     assert idle_s(RECORD, [page], 99 * S) == 0.0
