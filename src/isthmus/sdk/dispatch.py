@@ -37,7 +37,7 @@ GROW_PAUSE_S_MAX = 5.0
 QUEUE_WAIT_S = 30.0  # how long the site may keep us waiting when we hold nothing at all
 SITE_ATTEMPTS_MAX = 3  # requests that find no site before calls without an executor fail
 IDLE_S = 2.0  # an executor without work is given back after this
-LAST_IDLE_S = 120.0  # ... and the last one of a pool after this
+LAST_IDLE_S = 30.0  # ... and the last one of a pool after this
 KILL_GRACE_S = 2.0  # between asking running code to stop and killing its process
 RETRY_BACKOFF_S_MAX = 30.0
 NEVER = float("inf")
@@ -184,7 +184,7 @@ class Dispatch:
     def adopt(self, call: Call, executor: Executor) -> None:
         """A call that was sent (at call.sent_s) past this scheduler: from now on it is an ordinary one."""
         self.outstanding += 1
-        call.state = State.SENT
+        executor.claimed, call.state = False, State.SENT
         executor.load_s += call.expected_s
         calls = sorted((call, *executor.inflight.values()), key=lambda one: one.sent_s)
         executor.inflight = {one.number: one for one in calls}
@@ -192,6 +192,10 @@ class Dispatch:
             self._at(call.deadline_s, _Due.DEADLINE, call)
         if executor.name not in call.pool.executors:
             self._examine(executor, call)
+
+    def resume(self, pool: Pool, now_s: float) -> None:
+        """An executor of this pool is no longer claimed."""
+        self._assign(pool, now_s)
 
     def answered(self, executor: Executor, number: int, now_s: float) -> Call | None:
         """A result came. Gives the call if somebody still waits for it; the caller settles it."""
@@ -260,11 +264,12 @@ class Dispatch:
         """The site gave nothing: go on with what we hold; with nothing in hand, wait once, then fail."""
         pool.requesting, pool.growth = False, 1
         if pool.executors:
+            self._release_idle_elsewhere(pool, now_s)
             self._pause_growth(pool, now_s)
             return
         pool.refusals += 1
         if isinstance(error, NoCapacityError) and pool.refusals == 1:
-            self._release_idle_elsewhere(pool)
+            self._release_idle_elsewhere(pool, now_s)
             self._request(pool, 1, QUEUE_WAIT_S)
         elif isinstance(error, SiteUnavailableError) and pool.refusals < SITE_ATTEMPTS_MAX:
             self._pause_growth(pool, now_s)
@@ -393,8 +398,13 @@ class Dispatch:
     def _roomiest(self, pool: Pool) -> Executor | None:
         best: Executor | None = None
         for executor in pool.executors.values():
-            held = len(executor.inflight) + executor.claimed
-            if executor.draining or held >= WINDOW_MAX or (held and executor.load_s >= PREFETCH_S):
+            held = len(executor.inflight)
+            if (
+                executor.draining
+                or executor.claimed
+                or held >= WINDOW_MAX
+                or (held and executor.load_s >= PREFETCH_S)
+            ):
                 continue
             if held == 0:
                 return executor
@@ -414,10 +424,11 @@ class Dispatch:
         self._request(pool, min(room, pool.growth, len(pool.queue)), 0.0)
 
     def _backlog_s(self, pool: Pool) -> float:
-        """How long the queue would keep the executors at hand, judged by its first call."""
+        """How long the executors at hand are busy, the queue included, judged by its first call."""
         if not pool.executors:
             return NEVER
-        return len(pool.queue) * self._expected_s.get(pool.queue[0].label, UNKNOWN_S) / len(pool.executors)
+        queued_s = len(pool.queue) * self._expected_s.get(pool.queue[0].label, UNKNOWN_S)
+        return (queued_s + sum(one.load_s for one in pool.executors.values())) / len(pool.executors)
 
     def _request(self, pool: Pool, leases: int, wait_s: float) -> None:
         pool.requesting = True
@@ -428,13 +439,16 @@ class Dispatch:
         pool.pause_s = min(2 * pool.pause_s, GROW_PAUSE_S_MAX)
         self._at(pool.grow_after_s, _Due.GROW, pool)
 
-    def _release_idle_elsewhere(self, pool: Pool) -> None:
-        for other in self.pools.values():
-            if other is not pool and not other.sticky:
-                for executor in [
-                    one for one in other.executors.values() if not (one.inflight or one.claimed)
-                ]:
-                    self._release(executor)
+    def release_idle(self, idle_s: float, now_s: float, spare: Pool | None = None) -> None:
+        """Give back every executor that has been idle that long, so that others may have its cores."""
+        for pool in self.pools.values():
+            if pool is not spare and not pool.sticky:
+                for executor in list(pool.executors.values()):
+                    if not (executor.inflight or executor.claimed) and now_s - executor.last_s >= idle_s:
+                        self._release(executor)
+
+    def _release_idle_elsewhere(self, pool: Pool, now_s: float) -> None:
+        self.release_idle(0.0, now_s, spare=pool)
 
     def _retire_if_drained(self, executor: Executor) -> None:
         if executor.draining and not executor.inflight and executor.name in executor.pool.executors:

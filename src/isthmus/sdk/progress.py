@@ -51,6 +51,7 @@ BACKLOG_POLL_S = 0.001  # ... while a channel had no room for a frame
 FOLLOW_S = 0.05  # a waiter that does not drive looks again after this, should all drivers have left
 IDLE_LOOK_S = 0.5  # between two looks at idle executors: the next call must not be sent to a dead one
 CONNECT_TIMEOUT_S = 5.0
+ROOM_IDLE_S = 1.0  # a durable call takes the cores of executors idle for longer, not of busy or hot ones
 FRAMES_AT_ONCE = 64  # handled between two looks at timers
 
 Settlement = tuple[Payload, Frame | None, BaseException | None]
@@ -91,10 +92,8 @@ class Engine:
 
     # calls ------------------------------------------------------------------------
     def take_baton_to_dash(self) -> bool:
-        """For one short call. Waits for another such call, but not for a driver."""
-        if self.dashing:
-            return self.baton.acquire(timeout=DASH_WAIT_S)
-        return self.baton.acquire(blocking=False)
+        """For one short call. Waits for another such call, but not for a thread that drives for itself."""
+        return self.baton.acquire(timeout=DASH_WAIT_S) if self.dashing else self._take_baton()
 
     def submit(self, call: Call) -> None:
         """Raises LeaseEndedError when the site object is closed."""
@@ -111,9 +110,24 @@ class Engine:
         """Take over a call that was sent on the shortest path and is not answered yet."""
         with self._lock:
             self.core.adopt(call, executor)
+            self.core.resume(executor.pool, monotonic())
             settled = self._carry_out()
         self._settle(settled)
         self._ring_if_parked()
+
+    def make_room(self) -> None:
+        """Give back what is idle: the site is about to need cores for us (a durable call)."""
+        with self._lock:
+            self.core.release_idle(ROOM_IDLE_S, monotonic())
+            settled = self._carry_out()
+        self._settle(settled)
+
+    def resume(self, pool: Pool) -> None:
+        """Calls were queued while a thread claimed an executor for itself."""
+        with self._lock:
+            self.core.resume(pool, monotonic())
+            settled = self._carry_out()
+        self._settle(settled)
 
     def receive(self, frame: Frame) -> None:
         settled: list[Settlement] = []

@@ -107,13 +107,17 @@ class Site:
             frame = None
         except BaseException:
             _stop(dash.link, number)
+            executor.claimed = False
             raise
         finally:
-            engine.dashing = executor.claimed = False
+            engine.dashing = False
             self._give_baton()
         if frame is None or frame.kind != _RESULT:
             value: R = self._finish_slowly(dash, number, frame, Payload(dash.plan, meta, data), began_s)
             return value
+        executor.claimed = False
+        if executor.pool.queue:
+            engine.resume(executor.pool)
         ended_s = perf_counter()
         (engine.hot if began_s - executor.last_s < HOT_GAP_S else engine.warm)(ended_s - began_s)
         executor.last_s = ended_s
@@ -136,6 +140,7 @@ class Site:
         if retries is not None:
             spec = dataclasses.replace(spec, retries=retries)
         if durable or idempotency_key:
+            self._engine.make_room()
             return self._durable.submit(
                 plan, spec, self._plans.request(spec, ""), (args, kwargs), idempotency_key
             )
@@ -290,8 +295,7 @@ class Site:
         cold = not plan.pool.executors
         began_s = perf_counter()
         value: R = _wait(self.start(plan, plan.spec, args, kwargs))
-        if cold:
-            self._engine.cold(perf_counter() - began_s)
+        (self._engine.cold if cold else self._engine.warm)(perf_counter() - began_s)
         self._bind_dash(fn, plan)
         return value
 

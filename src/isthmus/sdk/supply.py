@@ -135,8 +135,10 @@ def _cause(control: Control, holding: Holding) -> CallError | EvictedError | Non
     except SiteUnavailableError:
         return ExecutorLostError(f"executor {holding.executor} died and the site cannot say why; {advice}")
     if lease.end_reason is None:
-        gone = all(info.executor != holding.executor for info in lease.executors)
-        return ExecutorLostError(f"executor {holding.executor} died; {advice}") if gone else None
+        others = [info for info in lease.executors if info.executor != holding.executor]
+        if others and len(others) == len(lease.executors):  # the lease goes on without it
+            return ExecutorLostError(f"executor {holding.executor} died; {advice}")
+        return None
     return cause_of(lease, holding.executor, advice)
 
 
