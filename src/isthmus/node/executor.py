@@ -171,9 +171,7 @@ def _serve(server: Server, page: Page, domain: Domain) -> NoReturn:
 
 
 def _leave(page: Page, code: int) -> NoReturn:
-    """End this process without the interpreter's own ending, which would wait for threads that user code
-    left.
-    """
+    """End this process past the interpreter's own ending, which would wait for threads left behind."""
     page[EXIT_STATUS] = code + 1
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -26,9 +26,7 @@ Stream = Iterator[Any] | AsyncGenerator[Any, None]
 
 
 class Loop:
-    """The executor's one asyncio event loop: it stands still between calls and lives as long as the
-    executor.
-    """
+    """The executor's one asyncio event loop: it stands still between calls and lives on until the end."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -212,9 +212,7 @@ class Host:
                 executor.page[ORPHAN] = int(orphan_s * 1e9)
 
     async def adopt(self) -> None:
-        """Take over what an earlier agent of this state directory left; clear away what cannot be taken
-        over.
-        """
+        """Take over what an earlier agent of this state directory left, or clear it away."""
         for lease, record in list(self._records.leases()):
             if record is None or record.boot != boot_id():
                 await asyncio.to_thread(self._isolation.destroy, lease)
@@ -314,9 +312,7 @@ class Host:
         )  # fmt: skip
 
     def _socket_path(self, hosted: Hosted, executor: ExecutorId) -> Path:
-        """In the lease's directory; elsewhere, as short as can be, when that path is too long for a
-        socket.
-        """
+        """In the lease's directory, or in a shorter one when that path is too long for a socket."""
         path = hosted.directory / f"{executor}.sock"
         if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
             return path

@@ -51,8 +51,7 @@ class Cancels:
     A CANCEL is urgent and may overtake its CALL; or the CALL was answered already, and nobody will ever ask.
     So one whose call is not known to be queued is kept for a while only.
 
-    calls  (channel, call) -> (why it must not run, until when to keep that), or (None, when its deadline
-    passes);
+    calls  (channel, call) -> (why it must not run, until when to keep that) or (None, when its deadline is);
            empty nearly always, which is all that the path of a call looks at
     """
 

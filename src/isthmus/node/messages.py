@@ -94,9 +94,7 @@ class DrainLease(Order, frozen=True):
 
 
 class EndLease(Order, frozen=True):
-    """Stop all its executors (SIGTERM, SIGKILL after grace_s), free its cgroup and files. Unknown lease:
-    Done.
-    """
+    """Stop its executors (SIGTERM, SIGKILL after grace_s), free its cgroup and files. Unknown: Done."""
 
     lease: LeaseId
     reason: EndReason

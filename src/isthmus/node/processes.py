@@ -15,9 +15,7 @@ def _stat_fields(pid: int) -> list[str]:
 
 
 def start_ticks(pid: int) -> int:
-    """When it started, in clock ticks since boot: with the pid, the identity of a process. 0: no such
-    process.
-    """
+    """Clock ticks from boot to its start: with the pid, the identity of a process. 0: it is gone."""
     try:
         return int(_stat_fields(pid)[19])
     except (FileNotFoundError, ProcessLookupError):

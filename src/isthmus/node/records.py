@@ -1,7 +1,7 @@
 """What an agent writes down, so that its successor can go on: one directory per lease.
 
     STATE/leases/LEASE/lease.msgpack     LeaseRecord, written before anything is started
-    STATE/leases/LEASE/EXECUTOR.page     one page per executor (`page.py`); kept to the lease's end: usage adds up
+    STATE/leases/LEASE/EXECUTOR.page     one page per executor (`page.py`), kept until the lease ends
     STATE/leases/LEASE/log               output of all its executors
     STATE/ended/LEASE.msgpack            a LeaseEnded that the site may not have seen yet
 

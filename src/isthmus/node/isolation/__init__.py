@@ -38,7 +38,5 @@ def choose(setting: str, tag: str) -> tuple[Isolation, str]:
 
 
 def state_tag(state: Path) -> str:
-    """Names what belongs to the agent of this state directory, so that it clears away only its own
-    remains.
-    """
+    """Names what this state directory's agents make, so that they clear away only their own remains."""
     return hashlib.blake2b(os.fsencode(state.resolve()), digest_size=4).hexdigest()

@@ -130,9 +130,7 @@ def parse_cores(text: str) -> list[int]:
 
 
 def _own_bases(mounts: Mapping[str, Path]) -> dict[str, Path]:
-    """The directory of this process's own group in each hierarchy; the mount itself where a container hides
-    it.
-    """
+    """This process's own group in each hierarchy; the mount itself where a container hides the group."""
     bases = {}
     for controller in _REQUIRED + _OPTIONAL:
         if controller in mounts:
