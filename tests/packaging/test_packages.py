@@ -34,7 +34,11 @@ def build(tree: Path, kind: str, native: str) -> Path:
     """Build in this interpreter's environment (its build tools are installed by tools/setup.sh)."""
     (tree / "dist").mkdir(exist_ok=True)
     code = f"import scikit_build_core.build as b; print(b.build_{kind}('dist'))"
-    environ = {**os.environ, "ISTHMUS_NATIVE": native, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environ = {
+        **os.environ,
+        "ISTHMUS_NATIVE": native,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     done = subprocess.run([sys.executable, "-c", code], cwd=tree, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return tree / "dist" / done.stdout.strip().splitlines()[-1]
@@ -42,28 +46,48 @@ def build(tree: Path, kind: str, native: str) -> Path:
 
 def run_installed(wheel: Path, target: Path, code: str) -> str:
     subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--no-deps", "--target", target, wheel],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "-q",
+            "install",
+            "--no-deps",
+            "--target",
+            target,
+            wheel,
+        ],
         check=True,
     )
     environ = {**os.environ, "PYTHONPATH": str(target)}
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, cwd=target)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, cwd=target
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-WHERE_AND_WHAT = "import isthmus, isthmus.fabric as f; d = f.open_domain(); print(isthmus.__file__, d.name); d.close()"
+WHERE_AND_WHAT = (
+    "import isthmus, isthmus.fabric as f; d = f.open_domain(); print(isthmus.__file__, d.name); d.close()"
+)
 
 
 @NEEDS_COMPILER
 def test_the_wheel_carries_the_native_fabric_and_it_is_the_one_used(tree: Path, tmp_path: Path) -> None:
     wheel = build(tree, "wheel", native="on")
-    assert any(name.startswith("isthmus/fabric/_ucx") and name.endswith(".so") for name in zipfile.ZipFile(wheel).namelist())
+    assert any(
+        name.startswith("isthmus/fabric/_ucx") and name.endswith(".so")
+        for name in zipfile.ZipFile(wheel).namelist()
+    )
     file, domain = run_installed(wheel, tmp_path / "site", WHERE_AND_WHAT).split()
     assert file.startswith(str(tmp_path))
     assert domain == "ucx"
 
 
-def test_without_a_compiler_the_wheel_is_pure_python_and_its_fabric_is_the_twin(tree: Path, tmp_path: Path) -> None:
+def test_without_a_compiler_the_wheel_is_pure_python_and_its_fabric_is_the_twin(
+    tree: Path, tmp_path: Path
+) -> None:
     wheel = build(tree, "wheel", native="off")
     assert wheel.name.endswith("-none-any.whl")
     _, domain = run_installed(wheel, tmp_path / "site", WHERE_AND_WHAT).split()

@@ -31,5 +31,9 @@ def test_package_inits_only_re_export() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    silent = [path for path in ROOT.rglob("*.py") if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))]
+    silent = [
+        path
+        for path in ROOT.rglob("*.py")
+        if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
     assert not silent
