@@ -28,7 +28,8 @@ std::size_t rounded(std::size_t bytes) {
 }  // namespace
 
 Mapping::Mapping(int descriptor, std::size_t bytes) : bytes_(bytes) {
-    struct stat status{};
+    watch_forks();
+    struct stat status {};
     const int present = fcntl(descriptor, F_GET_SEALS);
     if (present < 0 || fstat(descriptor, &status) != 0) fail("shared memory of the peer");
     if ((present & seals) != seals || static_cast<std::size_t>(status.st_size) != bytes) {
@@ -45,7 +46,8 @@ Mapping::~Mapping() { munmap(base_, bytes_); }
 Arena::Arena() : descriptor_(memfd_create("isthmus-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING)) {
     if (descriptor_ < 0) fail("memfd_create");
     try {
-        if (ftruncate(descriptor_, file_bytes) != 0 || fcntl(descriptor_, F_ADD_SEALS, seals) != 0) fail("memfd");
+        if (ftruncate(descriptor_, file_bytes) != 0 || fcntl(descriptor_, F_ADD_SEALS, seals) != 0)
+            fail("memfd");
         mapping_ = std::make_unique<Mapping>(descriptor_, file_bytes);
     } catch (...) {
         close(descriptor_);

@@ -1,7 +1,8 @@
 // arena.hpp: large data between two processes of one machine, with a single copy and without the kernel.
-// The sender copies into a file in memory that both have mapped; the receiver reads it there and says by one store
-// when it is done. Invariants: only the sender hands out blocks, only the receiver gives them back; the file's size
-// is sealed, so that no peer can make the other's access fault; what a dead peer had sent stays readable.
+// The sender copies into a file in memory that both have mapped; the receiver reads it there and says by one
+// store when it is done. Invariants: only the sender hands out blocks, only the receiver gives them back; the
+// file's size is sealed, so that no peer can make the other's access fault; what a dead peer had sent stays
+// readable.
 #pragma once
 
 #include <atomic>
@@ -11,13 +12,12 @@
 #include <optional>
 #include <vector>
 
+#include "forks.hpp"
+
 namespace isthmus {
 
-// How often this process has been forked off another: what a parent had leased is not a child's to give back.
-std::uint32_t fork_generation();
-
 class Mapping {
-   public:
+ public:
     // Throws std::system_error when it cannot be mapped, or is no sealed file of `bytes`.
     Mapping(int descriptor, std::size_t bytes);
     ~Mapping();
@@ -26,9 +26,10 @@ class Mapping {
 
     std::byte* at(std::size_t offset) const { return base_ + offset; }
     std::size_t bytes() const { return bytes_; }
-    bool is_ours() const { return generation_ == fork_generation(); }
+    // False in a forked child: what its parent holds is not the child's to give back.
+    bool is_ours() const noexcept { return generation_ == fork_generation(); }
 
-   private:
+ private:
     std::byte* base_ = nullptr;
     std::size_t bytes_;
     std::uint32_t generation_ = fork_generation();
@@ -41,9 +42,11 @@ struct alignas(64) Lease {
 static_assert(sizeof(Lease) == 64 && std::atomic<std::uint32_t>::is_always_lock_free);
 
 class Arena {
-   public:
-    static constexpr std::size_t file_bytes = std::size_t{128} << 20;  // sparse: only what was used takes memory
-    static constexpr std::size_t data_bytes_min = std::size_t{12} << 10;  // below it a copy through UCX is as fast
+ public:
+    static constexpr std::size_t file_bytes = std::size_t{128}
+                                              << 20;  // sparse: only what was used takes memory
+    static constexpr std::size_t data_bytes_min = std::size_t{12}
+                                                  << 10;  // below it a copy through UCX is as fast
 
     Arena();
     ~Arena();
@@ -62,7 +65,7 @@ class Arena {
         return *reinterpret_cast<Lease*>(mapping.at(offset - sizeof(Lease)));
     }
 
-   private:
+ private:
     struct Spot {
         std::size_t offset;
         std::size_t capacity_bytes;

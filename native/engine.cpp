@@ -1,7 +1,6 @@
 // engine.cpp: setting up, driving, and the life of a channel. Messages themselves: messages.cpp.
 #include "engine.hpp"
 
-#include <pthread.h>
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -15,6 +14,8 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <system_error>
+
+#include "forks.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -32,18 +33,6 @@ constexpr unsigned quiet_rounds_enough = 3;
 constexpr unsigned rounds_per_clock = 16;
 constexpr std::size_t ready_max = 64;
 constexpr std::uint32_t channel_ids_max = 1U << 24;
-
-std::atomic<std::uint32_t> forks{0};
-
-void register_fork_handlers() {
-    static const int registered = pthread_atfork([] { Pool::shared().before_fork(); },
-                                                 [] { Pool::shared().after_fork(); },
-                                                 [] {
-                                                     Pool::shared().after_fork();
-                                                     forks.fetch_add(1);
-                                                 });
-    if (registered != 0) throw std::system_error(registered, std::generic_category(), "pthread_atfork");
-}
 
 void relax() {
 #if defined(__x86_64__)
@@ -71,17 +60,16 @@ std::string captured(Print print) {
 
 }  // namespace
 
-std::uint32_t fork_generation() { return forks.load(std::memory_order_relaxed); }
-
 std::uint64_t now_ns() {
-    return static_cast<std::uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-            .count());
+    return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                          std::chrono::steady_clock::now().time_since_epoch())
+                                          .count());
 }
 
-// setting up ------------------------------------------------------------------------------------------------------
+// setting up
+// ------------------------------------------------------------------------------------------------------
 Engine::Engine(const UcxLibrary& ucx) : ucx_(ucx) {
-    register_fork_handlers();
+    watch_forks();
     forks_ = fork_generation();
     try {
         open_worker();
@@ -93,10 +81,11 @@ Engine::Engine(const UcxLibrary& ucx) : ucx_(ucx) {
 }
 
 Engine::~Engine() {
-    if (usable())
+    if (usable()) {
         close();
-    else  // UCX's state belongs to the parent: forget it, whatever it holds
+    } else {  // UCX's state belongs to the parent: forget it, whatever it holds
         for (auto& sending : sendings_) static_cast<void>(sending.release());
+    }
 }
 
 bool Engine::usable() const { return forks_ == fork_generation(); }
@@ -128,8 +117,8 @@ void Engine::open_worker() {
         sizeof(std::uint64_t);
 
     ucp_am_handler_param_t handler{};
-    handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG |
-                         UCP_AM_HANDLER_PARAM_FIELD_FLAGS;
+    handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB |
+                         UCP_AM_HANDLER_PARAM_FIELD_ARG | UCP_AM_HANDLER_PARAM_FIELD_FLAGS;
     handler.id = message_id;
     handler.flags = UCP_AM_FLAG_WHOLE_MSG;
     handler.cb = on_message;
@@ -189,7 +178,8 @@ std::string Engine::describe(Channel& channel) {
     return captured([&](FILE* stream) { ucx_.ucp_ep_print_info(channel.endpoint, stream); });
 }
 
-// driving ---------------------------------------------------------------------------------------------------------
+// driving
+// ---------------------------------------------------------------------------------------------------------
 void Engine::lock_outside() {
     if (lock_.try_lock()) return;
     lock_wanted_.fetch_add(1);  // the spinning driver makes room
@@ -266,8 +256,11 @@ Outcome Engine::spin(std::uint64_t start_ns, std::uint64_t until_ns) {
 
 Outcome Engine::sleep(std::uint64_t until_ns) {
     const std::uint64_t nap_until_ns = now_ns() + nap_ns;
+    const std::uint64_t native_calls = counters.native_calls.load(std::memory_order_relaxed);
     for (;;) {
         if (const Outcome outcome = progress(); outcome != Outcome::nothing) return outcome;
+        if (counters.native_calls.load(std::memory_order_relaxed) != native_calls)
+            return Outcome::interrupted;
         {
             const std::lock_guard guard(lock_);
             if (ucx_.ucp_worker_arm(worker_) == UCS_ERR_BUSY) continue;
@@ -343,7 +336,8 @@ std::vector<NativeFailure> Engine::take_native_failures() {
     return std::exchange(native_failures_, {});
 }
 
-// channels --------------------------------------------------------------------------------------------------------
+// channels
+// --------------------------------------------------------------------------------------------------------
 Channel* Engine::find(std::uint32_t channel_id) {
     return channel_id < channels_.size() ? channels_[channel_id].get() : nullptr;
 }
@@ -351,12 +345,14 @@ Channel* Engine::find(std::uint32_t channel_id) {
 std::shared_ptr<Channel> Engine::open(std::uint32_t id, std::uint64_t key) {
     lock_outside();
     const std::lock_guard guard(lock_, std::adopt_lock);
-    if (id >= channel_ids_max || find(id) != nullptr) throw std::invalid_argument("channel id taken or out of range");
+    if (id >= channel_ids_max || find(id) != nullptr)
+        throw std::invalid_argument("channel id taken or out of range");
     if (id >= channels_.size()) channels_.resize(id + 1);
     return channels_[id] = std::make_shared<Channel>(id, key);
 }
 
-void Engine::attach(Channel& channel, std::uint32_t peer_id, std::uint64_t peer_key, Bytes peer_address, bool recovers) {
+void Engine::attach(Channel& channel, std::uint32_t peer_id, std::uint64_t peer_key, Bytes peer_address,
+                    bool recovers) {
     lock_outside();
     const std::lock_guard guard(lock_, std::adopt_lock);
     if (worker_ == nullptr) throw std::runtime_error("the domain is closed");
@@ -383,12 +379,14 @@ int Engine::open_arena(Channel& channel) {
     return descriptor;
 }
 
-void Engine::define(Channel& channel, std::uint32_t function_id, NativeSymbol symbol, std::size_t result_bytes_max) {
+void Engine::define(Channel& channel, std::uint32_t function_id, NativeSymbol symbol,
+                    std::size_t result_bytes_max) {
     Buffer result = Buffer::of(std::max<std::size_t>(result_bytes_max, 1));
     if (!result) throw std::bad_alloc();
     lock_outside();
     const std::lock_guard guard(lock_, std::adopt_lock);
-    std::erase_if(channel.functions, [&](const NativeFunction& known) { return known.function_id == function_id; });
+    std::erase_if(channel.functions,
+                  [&](const NativeFunction& known) { return known.function_id == function_id; });
     channel.functions.push_back({function_id, symbol, std::move(result)});
     has_functions_ = true;
 }
@@ -407,7 +405,8 @@ void Engine::bury_failed() {
     has_failed_ = false;
     for (std::size_t id = 0; id < channels_.size(); ++id) {
         const std::shared_ptr<Channel> channel = channels_[id];
-        if (channel != nullptr && channel->failed.exchange(false)) lose_locked(*channel, channel->lost_because, 0);
+        if (channel != nullptr && channel->failed.exchange(false))
+            lose_locked(*channel, channel->lost_because, 0);
     }
 }
 
@@ -431,12 +430,14 @@ void Engine::lose_locked(Channel& channel, std::string_view reason, std::uint64_
     message.set_meta(std::as_bytes(std::span(text.data(), text.size())));
 }
 
-// Take in what the peer had sent before it went: all of it when it told how much, else until nothing more comes.
+// Take in what the peer had sent before it went: all of it when it told how much, else until nothing more
+// comes.
 void Engine::drain(Channel& channel, std::uint64_t frames_expected) {
     const std::uint64_t until_ns = now_ns() + (frames_expected != 0 ? drain_orderly_ns : drain_dead_ns);
     for (unsigned quiet = 0; now_ns() < until_ns && !channel.failed;) {
         quiet = ucx_.ucp_worker_progress(worker_) == 0 ? quiet + 1 : 0;
-        const bool complete = frames_expected != 0 ? channel.sequence_in >= frames_expected : channel.arrivals.empty();
+        const bool complete =
+            frames_expected != 0 ? channel.sequence_in >= frames_expected : channel.arrivals.empty();
         if (complete && (frames_expected != 0 || quiet >= quiet_rounds_enough)) return;
     }
 }
@@ -477,8 +478,8 @@ void Engine::on_closed(void* request, ucs_status_t /*status*/, void* self) {
 void Engine::close_endpoint(Channel& channel) {
     ucp_ep_h endpoint = std::exchange(channel.endpoint, nullptr);
     if (endpoint == nullptr || worker_ == nullptr) return;
-    // Without recovery closing means flushing, which a dead peer's full queue would never let end: such an endpoint
-    // stays until the worker goes.
+    // Without recovery closing means flushing, which a dead peer's full queue would never let end: such an
+    // endpoint stays until the worker goes.
     if (!channel.recovers && channel.sends_outstanding != 0) return;
     ucp_request_param_t param{};
     param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;

@@ -1,7 +1,8 @@
 // engine.hpp: one UCX worker and everything that is polled with it: the data plane of one process.
-// Invariants: the lock guards UCX and all channels and is never held while waiting for anything else; one thread at
-// a time (the driver) calls glance, spin, sleep and take; a forked child may only leak what it inherited.
-// Not here: sockets' contents and the handshake (Python), who may drive (turns.hpp), Python objects (module.cpp).
+// Invariants: the lock guards UCX and all channels and is never held while waiting for anything else; one
+// thread at a time (the driver) calls glance, spin, sleep and take; a forked child may only leak what it
+// inherited. Not here: sockets' contents and the handshake (Python), who may drive (turns.hpp), Python
+// objects (module.cpp).
 #pragma once
 
 #include <atomic>
@@ -54,7 +55,8 @@ struct NativeFailure {
 
 // Counted, never logged; read without the lock.
 struct Counters {
-    std::atomic<std::uint64_t> frames_in{0}, frames_out{0}, frames_dropped{0}, native_calls{0}, spin_ns{0}, sleeps{0};
+    std::atomic<std::uint64_t> frames_in{0}, frames_out{0}, frames_dropped{0}, native_calls{0}, spin_ns{0},
+        sleeps{0};
 };
 
 // What goes out: `data` may be large and is not copied then; `owner` comes back through take_released().
@@ -67,7 +69,7 @@ struct Outgoing {
 };
 
 class Engine {
-   public:
+ public:
     // Throws std::runtime_error with UCX's words.
     explicit Engine(const UcxLibrary& ucx);
     ~Engine();
@@ -84,12 +86,16 @@ class Engine {
     std::string describe();
     std::string describe(Channel& channel);
 
-    // Frames for it are accepted from now on. Throws std::invalid_argument when the id is taken or out of range.
+    // Frames for it are accepted from now on. Throws std::invalid_argument when the id is taken or out of
+    // range.
     std::shared_ptr<Channel> open(std::uint32_t id, std::uint64_t key);
-    // Where its frames go; again, to change one's mind. `recovers`: UCX must survive the peer's death by itself, which
-    // rules its shared memory out. Throws std::runtime_error when no transport reaches the peer.
-    void attach(Channel& channel, std::uint32_t peer_id, std::uint64_t peer_key, Bytes peer_address, bool recovers);
-    // Shared memory for large data we send on this channel: a descriptor for the peer, which the caller closes.
+    // Where its frames go; again, to change one's mind. `recovers`: UCX must survive the peer's death by
+    // itself, which rules its shared memory out. Throws std::runtime_error when no transport reaches the
+    // peer.
+    void attach(Channel& channel, std::uint32_t peer_id, std::uint64_t peer_key, Bytes peer_address,
+                bool recovers);
+    // Shared memory for large data we send on this channel: a descriptor for the peer, which the caller
+    // closes.
     int open_arena(Channel& channel);
     // The peer's. Throws std::system_error when it is not what it should be.
     void map_arena(Channel& channel, int descriptor);
@@ -98,7 +104,8 @@ class Engine {
     void lose(Channel& channel, std::string_view reason, std::uint64_t frames_expected);
     // Wait a little for sends under way, then free the endpoint.
     void close(Channel& channel);
-    void define(Channel& channel, std::uint32_t function_id, NativeSymbol symbol, std::size_t result_bytes_max);
+    void define(Channel& channel, std::uint32_t function_id, NativeSymbol symbol,
+                std::size_t result_bytes_max);
     bool has_functions() const { return has_functions_.load(std::memory_order_relaxed); }
 
     // Driving.
@@ -109,7 +116,8 @@ class Engine {
     Outcome sleep(std::uint64_t until_ns);
     Message& answer() { return awaited_.answer; }
     bool take(Message& message);
-    // A CALL that came before its function was defined: answer it now. False: it is not for a native function.
+    // A CALL that came before its function was defined: answer it now. False: it is not for a native
+    // function.
     bool answer_late(const Message& message);
     std::vector<Ready> take_ready() { return std::exchange(ready_, {}); }
     std::vector<NativeFailure> take_native_failures();
@@ -128,7 +136,7 @@ class Engine {
     Counters counters;
     std::size_t rendezvous_bytes = std::size_t{16} << 10;
 
-   private:
+ private:
     // One UCX message as its callback sees it.
     struct Incoming {
         Bytes meta;  // what followed the header
@@ -168,7 +176,8 @@ class Engine {
     Channel* find(std::uint32_t channel_id);
     ucs_status_t drop();
     ucs_status_t reject(Channel& channel);
-    ucs_status_t receive(Channel& channel, const FrameHeader& header, const Incoming& incoming, bool meta_inline);
+    ucs_status_t receive(Channel& channel, const FrameHeader& header, const Incoming& incoming,
+                         bool meta_inline);
     ucs_status_t receive_payload(Channel& channel, Arrival& arrival, const Incoming& incoming);
     void received(Receiving* finished, ucs_status_t status);
     static void complete(Arrival& arrival, Buffer payload, std::size_t payload_bytes);

@@ -1,6 +1,6 @@
 // frame.hpp: header of one frame, the same 64 bytes on a socket, in shared memory and on an RDMA link.
-// Invariants: little-endian, no pointers, no padding; the layout of isthmus/fabric/frames.py, which a golden test
-// compares. A change of any field raises `frame_version`.
+// Invariants: little-endian, no pointers, no padding; the layout of isthmus/fabric/frames.py, which a golden
+// test compares. A change of any field raises `frame_version`.
 #pragma once
 
 #include <bit>

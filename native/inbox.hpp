@@ -30,7 +30,8 @@ struct Message {
     bool set_meta(std::span<const std::byte> bytes) {
         header.meta_bytes = bytes.size();
         if (bytes.size() > small_bytes && !(large_meta = Buffer::of(bytes.size()))) return false;
-        if (!bytes.empty()) std::memcpy(large_meta ? large_meta.data() : small_meta.data(), bytes.data(), bytes.size());
+        if (!bytes.empty())
+            std::memcpy(large_meta ? large_meta.data() : small_meta.data(), bytes.data(), bytes.size());
         return true;
     }
     void clear() {
@@ -40,7 +41,7 @@ struct Message {
 };
 
 class Inbox {
-   public:
+ public:
     static constexpr std::size_t frames_max = std::size_t{1} << 20;  // beyond it a peer ignores its credits
 
     bool empty() const { return head_ == tail_; }
@@ -61,7 +62,7 @@ class Inbox {
         slots_[tail_ & (slots_.size() - 1)].clear();
     }
 
-   private:
+ private:
     static constexpr std::size_t slots_first = 64;
 
     void grow() {

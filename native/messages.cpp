@@ -1,5 +1,5 @@
-// messages.cpp: the hot half of the engine, frames out and frames in. Nothing here throws, and once buffers and
-// slots exist, small frames allocate nothing.
+// messages.cpp: the hot half of the engine, frames out and frames in. Nothing here throws, and once buffers
+// and slots exist, small frames allocate nothing.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -12,9 +12,13 @@ namespace isthmus {
 namespace {
 
 constexpr std::size_t near_rendezvous_bytes = std::size_t{32} << 20;
-constexpr std::size_t copy_bytes_max = 4096;  // data up to here is copied, so that the caller may reuse it at once
+constexpr std::size_t copy_bytes_max =
+    4096;  // data up to here is copied, so that the caller may reuse it at once
 constexpr std::uint32_t sends_outstanding_max = 256;  // per channel; beyond it send() says full
-constexpr std::uint32_t replies_outstanding_max = 4 * sends_outstanding_max;  // native answers must not be dropped
+constexpr std::uint32_t replies_outstanding_max =
+    4 * sends_outstanding_max;  // native answers must not be dropped
+
+constexpr std::size_t arrivals_max = 65536;  // frames ahead of their turn; only a peer that cheats has more
 
 constexpr std::size_t aligned(std::size_t bytes) {
     return (bytes + Pool::alignment_bytes - 1) / Pool::alignment_bytes * Pool::alignment_bytes;
@@ -35,7 +39,8 @@ constexpr std::array<std::byte, Pool::alignment_bytes> padding{};
 
 }  // namespace
 
-// out -------------------------------------------------------------------------------------------------------------
+// out
+// -------------------------------------------------------------------------------------------------------------
 SendStatus Engine::send(Channel& channel, const Outgoing& outgoing) {
     lock_outside();
     const std::lock_guard guard(lock_, std::adopt_lock);
@@ -44,7 +49,8 @@ SendStatus Engine::send(Channel& channel, const Outgoing& outgoing) {
 }
 
 SendStatus Engine::send_locked(Channel& channel, const Outgoing& outgoing) {
-    if (!channel.alive.load(std::memory_order_relaxed) || channel.endpoint == nullptr) return SendStatus::lost;
+    if (!channel.alive.load(std::memory_order_relaxed) || channel.endpoint == nullptr)
+        return SendStatus::lost;
     Sending* sending = take_sending();
     if (sending == nullptr) return SendStatus::full;
     FrameHeader& header = sending->header;
@@ -69,12 +75,15 @@ SendStatus Engine::submit(Channel& channel, Sending& sending, const Outgoing& ou
     const bool shared = meta_inline && channel.arena != nullptr && lend(channel, sending, outgoing);
     if (meta_inline && header.meta_bytes != 0)
         std::memcpy(sending.meta.data(), outgoing.meta.data(), outgoing.meta.size());
-    const std::size_t payload_bytes = shared ? 0 : (meta_inline ? 0 : data_offset(header)) + header.data_bytes;
+    const std::size_t payload_bytes =
+        shared ? 0 : (meta_inline ? 0 : data_offset(header)) + header.data_bytes;
     const void* payload = nullptr;
     std::size_t count = payload_bytes;
     ucp_request_param_t param{};
     param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-    param.flags = payload_bytes >= (channel.recovers ? rendezvous_bytes : near_rendezvous_bytes) ? UCP_AM_SEND_FLAG_RNDV : UCP_AM_SEND_FLAG_EAGER;
+    param.flags = payload_bytes >= (channel.recovers ? rendezvous_bytes : near_rendezvous_bytes)
+                      ? UCP_AM_SEND_FLAG_RNDV
+                      : UCP_AM_SEND_FLAG_EAGER;
     param.cb.send = on_sent;
     param.user_data = &sending;
 
@@ -104,7 +113,8 @@ SendStatus Engine::submit(Channel& channel, Sending& sending, const Outgoing& ou
         sizeof(FrameHeader) + (meta_inline ? header.meta_bytes : 0) + (shared ? sizeof(std::uint64_t) : 0);
     sending.owner = outgoing.owner;
     ++channel.sends_outstanding;
-    void* request = ucx_.ucp_am_send_nbx(channel.endpoint, message_id, &sending.header, header_bytes, payload, count, &param);
+    void* request = ucx_.ucp_am_send_nbx(channel.endpoint, message_id, &sending.header, header_bytes, payload,
+                                         count, &param);
     if (UCS_PTR_IS_PTR(request)) return SendStatus::sent;
     --channel.sends_outstanding;
     if (UCS_PTR_IS_ERR(request)) sending.owner = nullptr;  // stays the caller's
@@ -171,7 +181,8 @@ void Engine::finish(Sending* sending) {
     sending->next = std::exchange(free_sendings_, sending);
 }
 
-void Engine::on_sent(void* request, ucs_status_t /*status: a failure also comes through on_failure*/, void* sent) {
+void Engine::on_sent(void* request, ucs_status_t /*status: a failure also comes through on_failure*/,
+                     void* sent) {
     auto* sending = static_cast<Sending*>(sent);
     Engine& engine = *sending->engine;
     if (Channel* channel = engine.find(sending->channel_id)) --channel->sends_outstanding;
@@ -179,7 +190,8 @@ void Engine::on_sent(void* request, ucs_status_t /*status: a failure also comes 
     engine.ucx_.ucp_request_free(request);
 }
 
-// in --------------------------------------------------------------------------------------------------------------
+// in
+// --------------------------------------------------------------------------------------------------------------
 ucs_status_t Engine::on_message(void* self, const void* header, std::size_t header_bytes, void* payload,
                                 std::size_t payload_bytes, const ucp_am_recv_param_t* param) {
     auto& engine = *static_cast<Engine*>(self);
@@ -194,10 +206,10 @@ ucs_status_t Engine::on_message(void* self, const void* header, std::size_t head
     std::uint64_t offset_bytes = 0;
     if (header_bytes < sizeof frame + (shared ? sizeof offset_bytes : 0)) return engine.reject(*channel);
     const std::size_t inline_bytes = header_bytes - sizeof frame - (shared ? sizeof offset_bytes : 0);
-    if (shared)
-        std::memcpy(&offset_bytes, static_cast<const std::byte*>(header) + sizeof frame + inline_bytes, sizeof offset_bytes);
+    const auto* behind_header = static_cast<const std::byte*>(header) + sizeof frame;
+    if (shared) std::memcpy(&offset_bytes, behind_header + inline_bytes, sizeof offset_bytes);
     const Incoming incoming{
-        .meta = {static_cast<const std::byte*>(header) + sizeof frame, inline_bytes},
+        .meta = {behind_header, inline_bytes},
         .payload = payload,
         .payload_bytes = payload_bytes,
         .rendezvous = (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0,
@@ -205,7 +217,8 @@ ucs_status_t Engine::on_message(void* self, const void* header, std::size_t head
     };
     const bool meta_inline = inline_bytes == frame.meta_bytes;
     const std::size_t expected_bytes = shared ? 0 : (meta_inline ? 0 : data_offset(frame)) + frame.data_bytes;
-    if ((!meta_inline && inline_bytes != 0) || payload_bytes != expected_bytes) return engine.reject(*channel);
+    if ((!meta_inline && inline_bytes != 0) || payload_bytes != expected_bytes)
+        return engine.reject(*channel);
     if (shared && !meta_inline) return engine.reject(*channel);
     frame.channel_id = channel->id;
     if (shared) return engine.receive_shared(*channel, frame, incoming);
@@ -225,7 +238,8 @@ ucs_status_t Engine::reject(Channel& channel) {
     return drop();
 }
 
-ucs_status_t Engine::receive(Channel& channel, const FrameHeader& header, const Incoming& incoming, bool meta_inline) {
+ucs_status_t Engine::receive(Channel& channel, const FrameHeader& header, const Incoming& incoming,
+                             bool meta_inline) {
     counters.frames_in.fetch_add(1, std::memory_order_relaxed);
     if (header.sequence == channel.sequence_in && !incoming.rendezvous) {
         const Bytes payload(static_cast<const std::byte*>(incoming.payload), incoming.payload_bytes);
@@ -236,7 +250,7 @@ ucs_status_t Engine::receive(Channel& channel, const FrameHeader& header, const 
         return UCS_OK;
     }
     auto [position, is_new] = channel.arrivals.try_emplace(header.sequence);
-    if (!is_new) return drop();
+    if (!is_new || channel.arrivals.size() > arrivals_max) return reject(channel);
     position->second = std::make_unique<Arrival>();
     Message& message = position->second->message;
     message.header = header;
@@ -247,7 +261,7 @@ ucs_status_t Engine::receive(Channel& channel, const FrameHeader& header, const 
 ucs_status_t Engine::receive_shared(Channel& channel, const FrameHeader& header, const Incoming& incoming) {
     counters.frames_in.fetch_add(1, std::memory_order_relaxed);
     auto [position, is_new] = channel.arrivals.try_emplace(header.sequence);
-    if (!is_new) return drop();
+    if (!is_new || channel.arrivals.size() > arrivals_max) return reject(channel);
     position->second = std::make_unique<Arrival>();
     Arrival& arrival = *position->second;
     arrival.message.header = header;
@@ -265,7 +279,8 @@ bool Engine::resolve(const Channel& channel, Arrival& arrival) {
     const std::uint64_t offset = arrival.offset_bytes;
     const std::uint64_t bytes = arrival.message.header.data_bytes;
     const std::uint64_t file_bytes = channel.arena_in->bytes();
-    if (offset % sizeof(Lease) != 0 || offset < sizeof(Lease) || offset > file_bytes || bytes > file_bytes - offset)
+    if (offset % sizeof(Lease) != 0 || offset < sizeof(Lease) || offset > file_bytes ||
+        bytes > file_bytes - offset)
         return false;
     arrival.message.data = Buffer(channel.arena_in, offset, bytes);
     arrival.complete = true;
@@ -316,15 +331,18 @@ ucs_status_t Engine::receive_payload(Channel& channel, Arrival& arrival, const I
     Buffer payload = Buffer::of(std::max<std::size_t>(incoming.payload_bytes, 1));
     if (!payload) return reject(channel);
     if (!incoming.rendezvous) {
-        if (incoming.payload_bytes != 0) std::memcpy(payload.data(), incoming.payload, incoming.payload_bytes);
+        if (incoming.payload_bytes != 0)
+            std::memcpy(payload.data(), incoming.payload, incoming.payload_bytes);
         complete(arrival, std::move(payload), incoming.payload_bytes);
         return UCS_OK;
     }
-    auto* receiving = new (std::nothrow) Receiving{this, channel.id, arrival.message.header.sequence, std::move(payload)};
+    auto* receiving =
+        new (std::nothrow) Receiving{this, channel.id, arrival.message.header.sequence, std::move(payload)};
     if (receiving == nullptr) return reject(channel);
     receivings_.insert(receiving);
     ucp_request_param_t param{};
-    param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_MEMORY_TYPE;
+    param.op_attr_mask =
+        UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_MEMORY_TYPE;
     param.cb.recv_am = on_received;
     param.user_data = receiving;
     param.memory_type = UCS_MEMORY_TYPE_HOST;
@@ -391,13 +409,16 @@ void Engine::deliver(Channel& channel, Message&& message) {
     }
 }
 
-// native functions ------------------------------------------------------------------------------------------------
+// native functions
+// ------------------------------------------------------------------------------------------------
 bool Engine::run_native(Channel& channel, const FrameHeader& header, Bytes meta, Bytes data) {
-    const auto function = std::ranges::find(channel.functions, header.function_id, &NativeFunction::function_id);
+    const auto function =
+        std::ranges::find(channel.functions, header.function_id, &NativeFunction::function_id);
     if (function == channel.functions.end()) return false;
     const Bytes arguments = data.empty() ? meta : data;
     std::uint64_t result_bytes = function->result.size();
-    const std::int32_t code = function->symbol(arguments.data(), arguments.size(), function->result.data(), &result_bytes);
+    const std::int32_t code =
+        function->symbol(arguments.data(), arguments.size(), function->result.data(), &result_bytes);
     counters.native_calls.fetch_add(1, std::memory_order_relaxed);
     const bool no_reply = (header.flags & flag_no_reply) != 0;
     if (code != 0 || result_bytes > function->result.size()) {

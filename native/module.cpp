@@ -1,6 +1,6 @@
-// module.cpp: the engine as Python sees it. Converts, drops the GIL and calls; what it decides is only when to drop it.
-// Invariant: the GIL is never taken while the engine's lock is held. `Engine` and `Link` are the bases of UcxDomain and
-// UcxChannel (fabric/ucx.py), so that poll, send and call are single native calls.
+// module.cpp: the engine as Python sees it. Converts, drops the GIL and calls; what it decides is only when
+// to drop it. Invariant: the GIL is never taken while the engine's lock is held. `Engine` and `Link` are the
+// bases of UcxDomain and UcxChannel (fabric/ucx.py), so that poll, send and call are single native calls.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -27,15 +27,16 @@ using isthmus::Channel;
 using isthmus::FrameHeader;
 using isthmus::Kind;
 using isthmus::Message;
+using isthmus::now_ns;
 using isthmus::Outcome;
 using isthmus::Outgoing;
 using isthmus::SendStatus;
-using isthmus::now_ns;
 
-constexpr std::uint64_t gil_spin_ns = 5'000;       // an answer in this time is not worth two switches of the GIL
+constexpr std::uint64_t gil_spin_ns = 5'000;  // an answer in this time is not worth two switches of the GIL
 constexpr std::uint64_t signal_check_ns = 5'000'000;  // how long a spinning thread may ignore a signal
 constexpr std::uint64_t tick_ns = 500'000'000;
-constexpr Py_ssize_t meta_copied_bytes = isthmus::Sending::meta_inline_bytes / 2;  // always travels in the header
+constexpr Py_ssize_t meta_copied_bytes =
+    isthmus::Sending::meta_inline_bytes / 2;  // always travels in the header
 constexpr std::size_t large_bytes = std::size_t{1} << 20;
 constexpr int frame_fields = 9;
 
@@ -44,7 +45,8 @@ std::uint64_t later(std::uint64_t start_ns, double duration_s) {
     return duration_s > 1e9 ? isthmus::forever_ns : start_ns + static_cast<std::uint64_t>(duration_s * 1e9);
 }
 
-// data ------------------------------------------------------------------------------------------------------------
+// data
+// ------------------------------------------------------------------------------------------------------------
 // Received data as a writable Python buffer; the pool gets it back when the last view is gone.
 struct Data {
     isthmus::Buffer buffer;
@@ -85,7 +87,7 @@ struct Views {
 
 // The arguments of a send, as the engine wants them.
 class Envelope {
-   public:
+ public:
     Envelope(nb::handle meta, nb::handle data) {
         set_meta(meta.ptr());
         if (!data.is_none()) set_data(data.ptr());
@@ -103,7 +105,7 @@ class Envelope {
 
     Outgoing outgoing{};
 
-   private:
+ private:
     Views& views() {
         if (!views_) views_ = std::make_unique<Views>();
         return *views_;
@@ -123,16 +125,18 @@ class Envelope {
         const nb::object items = nb::steal(PySequence_Fast(data, "data must be a sequence of buffers"));
         if (!items.is_valid()) throw nb::python_error();
         const Py_ssize_t count = PySequence_Fast_GET_SIZE(items.ptr());
-        for (Py_ssize_t index = 0; index < count; ++index)
-            if (const Bytes bytes = views().add(PySequence_Fast_GET_ITEM(items.ptr(), index)); !bytes.empty())
-                views().spans.push_back(bytes);
+        for (Py_ssize_t index = 0; index < count; ++index) {
+            const Bytes bytes = views().add(PySequence_Fast_GET_ITEM(items.ptr(), index));
+            if (!bytes.empty()) views().spans.push_back(bytes);
+        }
         if (views_) outgoing.data = views_->spans;
     }
 
     std::unique_ptr<Views> views_;
 };
 
-// Domain ----------------------------------------------------------------------------------------------------------
+// Domain
+// ----------------------------------------------------------------------------------------------------------
 std::optional<isthmus::UcxLibrary>& library() {
     static auto* loaded = new std::optional<isthmus::UcxLibrary>;  // outlives every engine
     return *loaded;
@@ -149,7 +153,7 @@ const isthmus::UcxLibrary& loaded_library() {
 }
 
 class Domain {
-   public:
+ public:
     Domain(nb::type_object frame_type, nb::object lost_error, nb::object fabric_error)
         : engine(loaded_library()),
           frame_type_(frame_type.release().ptr()),
@@ -192,10 +196,10 @@ class Domain {
 
     isthmus::Engine engine;
 
-   private:
+ private:
     // The right to drive; not taken when this very thread has it already (a signal handler inside `attend`).
     class Turn {
-       public:
+     public:
         explicit Turn(Domain& domain) : domain_(domain) {
             const unsigned long self = PyThread_get_thread_ident();
             if (domain.driver_.load(std::memory_order_relaxed) == self) return;
@@ -216,7 +220,7 @@ class Domain {
             domain_.driver_.store(PyThread_get_thread_ident(), std::memory_order_relaxed);
         }
 
-       private:
+     private:
         void wait() {
             const nb::gil_scoped_release release;
             domain_.engine.turns_wanted.fetch_add(1);
@@ -240,7 +244,8 @@ class Domain {
         if (PyErr_CheckSignals() != 0) throw nb::python_error();
     }
 
-    Outcome drive(nb::handle self, Turn& turn, bool may_yield, std::uint64_t spin_until_ns, std::uint64_t until_ns);
+    Outcome drive(nb::handle self, Turn& turn, bool may_yield, std::uint64_t spin_until_ns,
+                  std::uint64_t until_ns);
     Outcome wait(std::uint64_t time_ns, std::uint64_t spin_until_ns, std::uint64_t until_ns);
     void attend(nb::handle self);
     void tick(nb::handle self, std::uint64_t time_ns);
@@ -272,7 +277,8 @@ nb::object Domain::to_frame(Message& message) const {
         PyLong_FromLong(header.flags),
         PyLong_FromUnsignedLongLong(header.deadline_ns),
         PyLong_FromUnsignedLong(header.credits),
-        PyBytes_FromStringAndSize(reinterpret_cast<const char*>(meta.data()), static_cast<Py_ssize_t>(meta.size())),
+        PyBytes_FromStringAndSize(reinterpret_cast<const char*>(meta.data()),
+                                  static_cast<Py_ssize_t>(meta.size())),
         message.data ? to_memoryview(std::move(message.data)).release().ptr() : Py_NewRef(Py_None),
     };
     for (Py_ssize_t index = 0; index < frame_fields; ++index)
@@ -304,7 +310,8 @@ nb::object Domain::take_frame() {
 void Domain::attend(nb::handle self) {
     for (const isthmus::NativeFailure& failure : engine.take_native_failures())
         self.attr("_native_failed")(failure.channel_id, failure.call_id, failure.function_id, failure.code);
-    for (const isthmus::Ready& ready : engine.take_ready()) self.attr("_attend")(ready.descriptor, ready.events);
+    for (const isthmus::Ready& ready : engine.take_ready())
+        self.attr("_attend")(ready.descriptor, ready.events);
 }
 
 // Handshakes have deadlines that no descriptor reports.
@@ -323,8 +330,10 @@ Outcome Domain::wait(std::uint64_t time_ns, std::uint64_t spin_until_ns, std::ui
     return outcome == Outcome::nothing ? Outcome::interrupted : outcome;
 }
 
-Outcome Domain::drive(nb::handle self, Turn& turn, bool may_yield, std::uint64_t spin_until_ns, std::uint64_t until_ns) {
-    const std::uint64_t spin_ns = engine.has_functions() ? spin_until_ns - std::min(spin_until_ns, now_ns()) : 0;
+Outcome Domain::drive(nb::handle self, Turn& turn, bool may_yield, std::uint64_t spin_until_ns,
+                      std::uint64_t until_ns) {
+    const std::uint64_t spin_ns =
+        engine.has_functions() ? spin_until_ns - std::min(spin_until_ns, now_ns()) : 0;
     std::uint64_t native_calls = engine.counters.native_calls.load(std::memory_order_relaxed);
     for (;;) {
         std::uint64_t time_ns = now_ns();
@@ -389,7 +398,7 @@ nb::object Domain::poll(nb::handle self, double timeout_s, double spin_s) {
 }
 
 bool Domain::send(Channel& channel, Envelope& envelope) {
-    SendStatus status;
+    SendStatus status{};
     if (envelope.is_large()) {
         const nb::gil_scoped_release release;
         status = engine.send(channel, envelope.outgoing);
@@ -402,7 +411,8 @@ bool Domain::send(Channel& channel, Envelope& envelope) {
     return status == SendStatus::sent;
 }
 
-nb::object Domain::call(nb::handle self, Channel& channel, Envelope& envelope, double spin_s, double timeout_s) {
+nb::object Domain::call(nb::handle self, Channel& channel, Envelope& envelope, double spin_s,
+                        double timeout_s) {
     require_usable();
     Turn turn(*this);
     if (!turn.taken()) fail_fabric("call() from inside poll() or call() of the same thread");
@@ -436,7 +446,8 @@ void Domain::close() {
     release_views();
 }
 
-// Link ------------------------------------------------------------------------------------------------------------
+// Link
+// ------------------------------------------------------------------------------------------------------------
 struct Link {
     // `domain` stays alive through the Python attribute that UcxChannel keeps.
     Link(nb::handle owner, std::uint32_t id, std::uint64_t key)
@@ -490,9 +501,12 @@ struct Link {
         void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
         void* address = handle == nullptr ? nullptr : dlsym(handle, symbol.c_str());
         if (address == nullptr) throw nb::value_error(dlerror());
-        domain.engine.define(*channel, function_id, reinterpret_cast<isthmus::NativeSymbol>(address), result_bytes_max);
+        domain.engine.define(*channel, function_id, reinterpret_cast<isthmus::NativeSymbol>(address),
+                             result_bytes_max);
     }
-    std::string describe() { return domain.engine.is_closed() ? std::string() : domain.engine.describe(*channel); }
+    std::string describe() {
+        return domain.engine.is_closed() ? std::string() : domain.engine.describe(*channel);
+    }
 
     nb::handle self;
     Domain& domain;
@@ -511,39 +525,18 @@ nb::dict counters(const Domain& domain) {
     return result;
 }
 
-}  // namespace
-
-NB_MODULE(_ucx, module) {
-    nb::set_leak_warnings(false);  // a forked child leaks its parent's domains on purpose
-    module.doc() = "The native data plane; see fabric/ucx.py.";
-
-    module.def("load", &load, "path"_a, "Load this libucp once per process: its real path and its version.");
-    module.def(
-        "frame_offsets",
-        [] {
-            return std::vector<std::pair<std::string, std::size_t>>{
-                {"version", offsetof(FrameHeader, version)},       {"kind", offsetof(FrameHeader, kind)},
-                {"flags", offsetof(FrameHeader, flags)},           {"channel_id", offsetof(FrameHeader, channel_id)},
-                {"channel_key", offsetof(FrameHeader, channel_key)}, {"call_id", offsetof(FrameHeader, call_id)},
-                {"deadline_ns", offsetof(FrameHeader, deadline_ns)}, {"function_id", offsetof(FrameHeader, function_id)},
-                {"credits", offsetof(FrameHeader, credits)},       {"meta_bytes", offsetof(FrameHeader, meta_bytes)},
-                {"data_bytes", offsetof(FrameHeader, data_bytes)}, {"reserved", offsetof(FrameHeader, sequence)},
-                {"end", sizeof(FrameHeader)},
-            };
-        },
-        "Where each field of the 64-byte header begins; compared with frames.py by a test.");
-
-    nb::class_<Data>(module, "Data", nb::type_slots(data_slots), "Received bytes, behind a memoryview.");
-
+void bind_engine(nb::module_& module) {
     nb::class_<Domain>(module, "Engine", nb::is_weak_referenceable(), "Base of UcxDomain.")
-        .def(nb::init<nb::type_object, nb::object, nb::object>(), "frame_type"_a, "lost_error"_a, "fabric_error"_a)
+        .def(nb::init<nb::type_object, nb::object, nb::object>(), "frame_type"_a, "lost_error"_a,
+             "fabric_error"_a)
         .def(
             "poll",
             [](nb::handle_t<Domain> self, double timeout_s, double spin_s) {
                 return nb::inst_ptr<Domain>(self)->poll(self, timeout_s, spin_s);
             },
             "timeout_s"_a, "spin_s"_a = 0.0,
-            nb::sig("def poll(self, timeout_s: float, spin_s: float = 0.0) -> isthmus.fabric.channels.Frame | None"))
+            nb::sig("def poll(self, timeout_s: float, spin_s: float = 0.0) -> isthmus.fabric.channels.Frame "
+                    "| None"))
         .def("wake", [](Domain& domain) { domain.engine.wake(); })
         .def("spin_ns", [](const Domain& domain) { return domain.engine.counters.spin_ns.load(); })
         .def("counters", &counters)
@@ -560,27 +553,36 @@ NB_MODULE(_ucx, module) {
              })
         .def("_describe", [](Domain& domain) { return domain.engine.describe(); })
         .def("_want_ticks", &Domain::want_ticks, "wanted"_a)
-        .def("_push", &Domain::push, "frame"_a, nb::sig("def _push(self, frame: isthmus.fabric.channels.Frame) -> None"))
-        .def("_watch", [](Domain& domain, int fd, std::uint32_t events) { domain.engine.watch(fd, events); }, "fd"_a,
-             "events"_a)
-        .def("_unwatch", [](Domain& domain, int fd) { domain.engine.unwatch(fd); }, "fd"_a)
+        .def("_push", &Domain::push, "frame"_a,
+             nb::sig("def _push(self, frame: isthmus.fabric.channels.Frame) -> None"))
+        .def(
+            "_watch", [](Domain& domain, int fd, std::uint32_t events) { domain.engine.watch(fd, events); },
+            "fd"_a, "events"_a)
+        .def(
+            "_unwatch", [](Domain& domain, int fd) { domain.engine.unwatch(fd); }, "fd"_a)
         .def("_close", &Domain::close);
+}
 
+void bind_link(nb::module_& module) {
     nb::class_<Link>(module, "Link", nb::is_weak_referenceable(), "Base of UcxChannel.")
         .def(nb::init<nb::handle, std::uint32_t, std::uint64_t>(), "domain"_a, "id"_a, "key"_a)
         .def("send", &Link::send, "kind"_a, "call_id"_a, "function_id"_a, "meta"_a, "data"_a = nb::tuple(),
              "deadline_ns"_a = 0, "flags"_a = 0, "credits"_a = 0,
-             nb::sig("def send(self, kind: int, call_id: int, function_id: int, meta: isthmus.fabric.channels.Buffer, "
-                     "data: collections.abc.Sequence[isthmus.fabric.channels.Buffer] = (), deadline_ns: int = 0, "
-                     "flags: int = 0, credits: int = 0) -> bool"))
-        .def("call", &Link::call, "call_id"_a, "function_id"_a, "meta"_a, "data"_a, "deadline_ns"_a, "spin_s"_a,
-             "timeout_s"_a,
+             nb::sig(
+                 "def send(self, kind: int, call_id: int, function_id: int, meta: "
+                 "isthmus.fabric.channels.Buffer, "
+                 "data: collections.abc.Sequence[isthmus.fabric.channels.Buffer] = (), deadline_ns: int = 0, "
+                 "flags: int = 0, credits: int = 0) -> bool"))
+        .def("call", &Link::call, "call_id"_a, "function_id"_a, "meta"_a, "data"_a, "deadline_ns"_a,
+             "spin_s"_a, "timeout_s"_a,
              nb::sig("def call(self, call_id: int, function_id: int, meta: isthmus.fabric.channels.Buffer, "
                      "data: collections.abc.Sequence[isthmus.fabric.channels.Buffer], deadline_ns: int, "
                      "spin_s: float, timeout_s: float) -> isthmus.fabric.channels.Frame | None"))
         .def_prop_ro("id", [](const Link& link) { return link.channel->id; })
         .def_prop_ro("own_key", [](const Link& link) { return link.channel->key; })
-        .def_prop_ro("alive", [](const Link& link) { return link.channel->alive.load() && link.domain.engine.usable(); })
+        .def_prop_ro(
+            "alive",
+            [](const Link& link) { return link.channel->alive.load() && link.domain.engine.usable(); })
         .def("_attach", &Link::attach, "peer_id"_a, "peer_key"_a, "address"_a, "recovers"_a)
         .def("_open_arena", &Link::open_arena)
         .def("_map_arena", &Link::map_arena, "descriptor"_a)
@@ -589,4 +591,38 @@ NB_MODULE(_ucx, module) {
         .def("_define", &Link::define, "function_id"_a, "library"_a, "symbol"_a, "result_bytes_max"_a)
         .def("_describe", &Link::describe)
         .def_prop_ro("_frames_out", [](const Link& link) { return link.channel->sequence_out; });
+}
+
+}  // namespace
+
+NB_MODULE(_ucx, module) {
+    nb::set_leak_warnings(false);  // a forked child leaks its parent's domains on purpose
+    module.doc() = "The native data plane; see fabric/ucx.py.";
+
+    module.def("load", &load, "path"_a, "Load this libucp once per process: its real path and its version.");
+    module.def(
+        "frame_offsets",
+        [] {
+            return std::vector<std::pair<std::string, std::size_t>>{
+                {"version", offsetof(FrameHeader, version)},
+                {"kind", offsetof(FrameHeader, kind)},
+                {"flags", offsetof(FrameHeader, flags)},
+                {"channel_id", offsetof(FrameHeader, channel_id)},
+                {"channel_key", offsetof(FrameHeader, channel_key)},
+                {"call_id", offsetof(FrameHeader, call_id)},
+                {"deadline_ns", offsetof(FrameHeader, deadline_ns)},
+                {"function_id", offsetof(FrameHeader, function_id)},
+                {"credits", offsetof(FrameHeader, credits)},
+                {"meta_bytes", offsetof(FrameHeader, meta_bytes)},
+                {"data_bytes", offsetof(FrameHeader, data_bytes)},
+                {"reserved", offsetof(FrameHeader, sequence)},
+                {"end", sizeof(FrameHeader)},
+            };
+        },
+        "Where each field of the 64-byte header begins; compared with frames.py by a test.");
+
+    const nb::class_<Data> data(module, "Data", nb::type_slots(data_slots),
+                                "Received bytes, behind a memoryview.");
+    bind_engine(module);
+    bind_link(module);
 }

@@ -1,6 +1,6 @@
-// pool.hpp: buffers for received data, 64-byte aligned and reused, because a fresh page costs more than its copy.
-// Invariant: a Block is in the pool or has exactly one owner (a `Buffer`), which may outlive every engine. A Buffer
-// may instead show a block of a peer's arena, and then gives that back.
+// pool.hpp: buffers for received data, 64-byte aligned and reused, because a fresh page costs more than its
+// copy. Invariant: a Block is in the pool or has exactly one owner (a `Buffer`), which may outlive every
+// engine. A Buffer may instead show a block of a peer's arena, and then gives that back.
 #pragma once
 
 #include <array>
@@ -23,7 +23,7 @@ struct Block {
 
 // One per process, never destroyed: Python may release a buffer after everything else is gone.
 class Pool {
-   public:
+ public:
     static constexpr std::size_t alignment_bytes = 64;
     static constexpr std::size_t cached_bytes_max = std::size_t{256} << 20;  // above it, freed blocks go back
 
@@ -38,7 +38,7 @@ class Pool {
     void before_fork() { lock_.lock(); }
     void after_fork() { lock_.unlock(); }
 
-   private:
+ private:
     static constexpr std::size_t classes = 256;
 
     std::mutex lock_;
@@ -48,7 +48,7 @@ class Pool {
 
 // Owns a block, of the pool or of a peer's arena, and shows `size` bytes of it.
 class Buffer {
-   public:
+ public:
     Buffer() = default;
     Buffer(Block* block, std::size_t size_bytes) : block_(block), size_bytes_(size_bytes) {}
     Buffer(std::shared_ptr<Mapping> mapping, std::size_t offset_bytes, std::size_t size_bytes)
@@ -93,7 +93,7 @@ class Buffer {
     std::size_t size() const { return size_bytes_; }
     std::span<const std::byte> span() const { return {data(), size_bytes_}; }
 
-   private:
+ private:
     void give_back() noexcept {
         if (mapping_->is_ours())
             Arena::lease_of(*mapping_, offset_bytes_).taken.store(0, std::memory_order_release);

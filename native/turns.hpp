@@ -7,7 +7,7 @@
 namespace isthmus {
 
 class Turns {
-   public:
+ public:
     bool try_take() {
         std::uint32_t serving = serving_.load(std::memory_order_acquire);
         return next_.compare_exchange_strong(serving, serving + 1, std::memory_order_acquire);
@@ -24,7 +24,7 @@ class Turns {
         serving_.notify_all();
     }
 
-   private:
+ private:
     std::atomic<std::uint32_t> next_{0};
     std::atomic<std::uint32_t> serving_{0};
 };

@@ -32,7 +32,8 @@ UcxLibrary UcxLibrary::load(const std::string& path) {
     if (major != api_major || minor < api_minor)
         throw std::runtime_error("UCX " + library.version + " is not a 1.x of at least 1.13");
     Dl_info info{};
-    library.path = dladdr(reinterpret_cast<void*>(library.ucp_get_version), &info) != 0 ? info.dli_fname : path;
+    library.path =
+        dladdr(reinterpret_cast<void*>(library.ucp_get_version), &info) != 0 ? info.dli_fname : path;
     return library;
 }
 

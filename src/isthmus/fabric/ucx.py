@@ -325,6 +325,7 @@ class UcxDomain(_ucx.Engine):
 
     # the rest of the contract -------------------------------------------------------------------------------
     def wake(self) -> None:
+        self._require_usable()
         super().wake()
         if self._sockets is not None:
             self._sockets.wake()
