@@ -1,5 +1,7 @@
 """Claim: a hot native (C ABI) function costs at most 350 ns more than the raw UCX round trip.
 
+channel  one call on the bare channel: what the fabric adds
+call     `site.call` of the same function: what the client's Python adds on top
 The function is compiled here with the C compiler of the machine; without one there is nothing to measure.
 """
 
@@ -9,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import isthmus
-from benchmarks.harness.sites import site_for
+from benchmarks.harness.sites import FUNCTION_ID, bare_channel, define_native, site_for
 from benchmarks.harness.subject import Cells, run
 
 _SOURCE = """
@@ -28,11 +30,15 @@ def measure(cells: Cells) -> None:
     if compiler is None:
         cells.notes.append("not measured: no C compiler")
         return
-    echo = isthmus.native(str(build(compiler)), "echo")
+    library = str(build(compiler))
+    echo = isthmus.native(library, "echo")
     with site_for(cells) as site:
         if site.call(echo, b"x") != b"x":
             raise RuntimeError("the native function did not echo its byte")
         cells.latency("call_us", site.call, echo, b"x")
+    with bare_channel(cells) as (_, channel):
+        define_native(channel, library, "echo")
+        cells.latency("channel_us", channel.call, 1, FUNCTION_ID, b"x", (), 0, 0.001, 1.0)
 
 
 def build(compiler: str) -> Path:

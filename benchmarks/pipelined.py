@@ -7,20 +7,15 @@ map_single    `site.map(..., chunk=1)`: a frame and a place in the scheduler for
 submit        a future for each call on top
 """
 
-import os
 from collections import deque
 
 import isthmus
-from benchmarks.harness.sites import site_for
-from benchmarks.harness.subject import Cells, pin_pair, run
+from benchmarks.harness.sites import FUNCTION_ID, bare_channel, define, site_for
+from benchmarks.harness.subject import Cells, run
 from benchmarks.peers.workload import noop
-from isthmus.core.api import LeaseRequest
-from isthmus.core.model import ISTHMUS_VERSION, python_version
-from isthmus.fabric import codec, open_domain
+from isthmus.fabric import codec
 from isthmus.fabric.channels import Channel, Domain
-from isthmus.fabric.frames import Hello, Kind
-from isthmus.sdk.environment import capture
-from isthmus.sdk.supply import LeaseSupply
+from isthmus.fabric.frames import Kind
 
 CALLS_PER_REPEAT = 20  # times the budget's number of calls, which suits peers a hundred times slower
 
@@ -33,45 +28,16 @@ def measure(cells: Cells) -> None:
             "map_single_throughput_per_s", lambda calls: deque(site.map(noop, [b"x"] * calls, chunk=1), 0)
         )
         cells.throughput("submit_throughput_per_s", lambda calls: submit_all(site, calls))
-    with isthmus.connect() as site:
-        measure_raw(cells, site)
+    with bare_channel(cells) as (domain, channel):
+        define(channel, noop)
+        cells.throughput(
+            "raw_throughput_per_s", lambda calls: pipeline(domain, channel, calls), CALLS_PER_REPEAT
+        )
 
 
 def submit_all(site: isthmus.Site, calls: int) -> None:
     for future in [site.submit(noop, b"x") for _ in range(calls)]:
         future.result()
-
-
-def measure_raw(cells: Cells, site: isthmus.Site) -> None:
-    """Take a lease as the sdk does, and speak to its executor without the sdk's scheduler."""
-    supply = LeaseSupply(site._control)
-    (holding,) = supply.take(LeaseRequest(environment=capture()))
-    domain = open_domain()
-    try:
-        hello = Hello(token=holding.token, python=python_version(), isthmus=ISTHMUS_VERSION)
-        channel = domain.connect(holding.address, hello)
-        define(channel, 1, os.getpid)
-        define(channel, 2, noop)
-        cells.notes.append("raw: " + pin_pair({ask(channel, 1)}))
-        cells.throughput(
-            "raw_throughput_per_s", lambda calls: pipeline(domain, channel, calls), CALLS_PER_REPEAT
-        )
-    finally:
-        domain.close()
-        supply.give_back(holding)
-
-
-def define(channel: Channel, function_id: int, function: object) -> None:
-    header = codec.encode_header(codec.FunctionHeader(name=function.__name__))
-    channel.send(Kind.DEFINE, 0, function_id, header, (codec.encode_function(function),))
-
-
-def ask(channel: Channel, function_id: int) -> int:
-    meta, data = codec.pack_call((), {})
-    frame = channel.call(1, function_id, meta, data, 0, 0.001, 5.0)
-    if frame is None or frame.kind != Kind.RESULT:
-        raise RuntimeError("the executor did not answer")
-    return codec.decode_value(frame.meta, frame.data)
 
 
 def pipeline(domain: Domain, channel: Channel, calls: int) -> None:
@@ -80,7 +46,7 @@ def pipeline(domain: Domain, channel: Channel, calls: int) -> None:
     while answered < calls:
         while sent < calls and sent - answered < credits:
             meta, data = codec.pack_call((b"x",), {})
-            if not channel.send(Kind.CALL, sent, 2, meta, data):
+            if not channel.send(Kind.CALL, sent, FUNCTION_ID, meta, data):
                 break
             sent += 1
         frame = domain.poll(5.0, 0.001)

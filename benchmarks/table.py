@@ -16,7 +16,8 @@ _ROWS = (
     ("raw UCX round trip (floor)", "floors", "ucx_round_trip_us", "", "", ""),
     ("Unix socket, blocking (floor)", "floors", "socket_round_trip_us", "", "", ""),
     ("**isthmus** `site.call`, hot", "hot", "call_us", "payload.in_us", "payload.out_us", _PIPELINED),
-    ("**isthmus** native function, hot", "native", "call_us", "", "", ""),
+    ("**isthmus** native function, hot, bare channel", "native", "channel_us", "", "", ""),
+    ("**isthmus** `site.call` of a native function, hot", "native", "call_us", "", "", ""),
     ("**isthmus** `site.call`, warm", "warm", "call_us", "", "", ""),
 )  # fmt: skip
 _PEERS = (

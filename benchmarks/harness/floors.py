@@ -1,7 +1,7 @@
 """Floors that no call can undercut: a memcpy, a blocking ping-pong over a Unix socket, raw UCX.
 
-UCX is measured by its own `ucx_perftest`, whose median of half a round trip is all it tells: one sample a
-run.
+UCX is measured by its own `ucx_perftest`, which tells the median of half a round trip: one sample a run.
+"""
 
 import importlib.util
 import os
