@@ -5,7 +5,7 @@ Invariant: values only; a snapshot turned into its record and back decides the s
 table up to date and lends it to each snapshot.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -76,16 +76,6 @@ class NodeRow(Record, frozen=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class SnapshotRecord(Record, frozen=True):
-    """A snapshot as the decision log keeps it."""
-
-    nodes: tuple[NodeRow, ...]
-    tenants: dict[TenantId, Holding]
-    pools: dict[str, Pool]
-    clock_s: float
-    preemptible: tuple[Preemptible, ...] = ()
-
-
 class Shape(NamedTuple):
     """What many nodes have in common: everything about them that does not change while they run."""
 
@@ -94,6 +84,28 @@ class Shape(NamedTuple):
     memory_bytes: int
     gpus: int
     labels: tuple[tuple[str, str], ...]
+
+
+class NodeColumns(Record, frozen=True):
+    """A node table as the decision log keeps it: compact, because a log of ten thousand nodes is long.
+
+    numbers   (6, nodes) little-endian int64: index into `shapes`, free cores, free bytes of memory, free
+              GPUs, leases, whether it is open (1) or not (0)
+    """
+
+    ids: tuple[NodeId, ...]
+    shapes: tuple[Shape, ...]
+    numbers: bytes
+
+
+class SnapshotRecord(Record, frozen=True):
+    """A snapshot as the decision log keeps it."""
+
+    nodes: NodeColumns
+    tenants: dict[TenantId, Holding]
+    pools: dict[str, Pool]
+    clock_s: float
+    preemptible: tuple[Preemptible, ...] = ()
 
 
 class NodeTable:
@@ -130,21 +142,17 @@ class NodeTable:
         if i is not None:
             self.open[i] = is_open
 
-    def row(self, i: int) -> NodeRow:
-        shape = self.shapes[self.shape[i]]
-        return NodeRow(
-            node=self.ids[i],
-            platform=shape.platform,
-            cores=shape.cores,
-            memory_bytes=shape.memory_bytes,
-            gpus=shape.gpus,
-            free_cores=int(self.free_cores[i]),
-            free_memory_bytes=int(self.free_memory_bytes[i]),
-            free_gpus=int(self.free_gpus[i]),
-            leases=int(self.leases[i]),
-            open=bool(self.open[i]),
-            labels=dict(shape.labels),
+    def columns(self) -> NodeColumns:
+        changing = (
+            self.shape,
+            self.free_cores,
+            self.free_memory_bytes,
+            self.free_gpus,
+            self.leases,
+            self.open,
         )
+        numbers = np.stack(changing).astype("<i8").tobytes()
+        return NodeColumns(ids=tuple(self.ids), shapes=tuple(self.shapes), numbers=numbers)
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +166,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     def record(self) -> SnapshotRecord:
         return SnapshotRecord(
-            nodes=tuple(self.nodes.row(i) for i in range(len(self.nodes.ids))),
+            nodes=self.nodes.columns(),
             tenants=dict(self.tenants),
             pools=dict(self.pools),
             clock_s=self.clock_s,
@@ -168,12 +176,31 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 def from_record(record: SnapshotRecord) -> Snapshot:
     return Snapshot(
-        nodes=NodeTable(record.nodes),
+        nodes=NodeTable(_rows(record.nodes)),
         tenants=record.tenants,
         pools=record.pools,
         clock_s=record.clock_s,
         preemptible=record.preemptible,
     )
+
+
+def _rows(columns: NodeColumns) -> Iterator[NodeRow]:
+    numbers = np.frombuffer(columns.numbers, dtype="<i8").reshape(6, len(columns.ids)).T.tolist()
+    for node, (shape, cores, memory_bytes, gpus, leases, is_open) in zip(columns.ids, numbers, strict=True):
+        alike = columns.shapes[shape]
+        yield NodeRow(
+            node=node,
+            platform=alike.platform,
+            cores=alike.cores,
+            memory_bytes=alike.memory_bytes,
+            gpus=alike.gpus,
+            free_cores=cores,
+            free_memory_bytes=memory_bytes,
+            free_gpus=gpus,
+            leases=leases,
+            open=bool(is_open),
+            labels=dict(alike.labels),
+        )
 
 
 def empty_row(node: Node, is_open: bool) -> NodeRow:
