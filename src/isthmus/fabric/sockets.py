@@ -34,6 +34,7 @@ INBOX_FRAMES_MAX = 65536  # frames nobody has asked for yet; a peer that goes be
 LINGER_S = 1.0  # what `close` waits at most for a slow peer to take what was sent before
 _SLEEP_S_MAX = 3600.0  # epoll counts milliseconds in an int
 _ROOM_WAIT_S = 0.001  # between two attempts of `call` on a channel that is full
+_TURN_S = 0.01  # after this long a thread that waits for its turn wakes the one that has it
 _EVENTS_MAX = 64
 _CLOSED = "the fabric domain is closed"
 _FORKED = "the fabric domain belongs to the parent process; open one after the fork"
@@ -94,6 +95,7 @@ class SocketDomain:
         self._unusable = ""  # why, once it is
         self._lock = threading.Lock()
         self._driver = 0  # the thread that holds the lock
+        self._waiters: set[int] = set()  # threads that want to be the driver
         self._woken = False
         self._numbers = itertools.count(1)
         self._channels: dict[int, SocketChannel] = {}
@@ -146,14 +148,19 @@ class SocketDomain:
     def close_channel(self, channel: SocketChannel) -> None:
         """Say GOODBYE, give what was sent a moment to leave, free everything. Idempotent."""
         self.check()
-        if self._channels.get(channel.id) is not channel:
-            return
-        with contextlib.suppress(PeerLostError):
-            channel.stream.send(Kind.GOODBYE, 0, 0, b"", always=True)
-            channel.stream.linger(LINGER_S)
-        self._forget(channel)
-        channel.stream.close()
-        self._inbox = deque(frame for frame in self._inbox if frame.channel_id != channel.id)
+        mine = self._take_turn(LINGER_S)  # a signal handler that polls must not bury it meanwhile
+        try:
+            if self._channels.get(channel.id) is not channel:
+                return
+            with contextlib.suppress(PeerLostError):
+                channel.stream.send(Kind.GOODBYE, 0, 0, b"", always=True)
+                channel.stream.linger(LINGER_S)
+            self._forget(channel)
+            channel.stream.close()
+            self._inbox = deque(frame for frame in self._inbox if frame.channel_id != channel.id)
+        finally:
+            if mine:
+                self._end_turn()
 
     def _new_name(self) -> tuple[int, int]:
         return next(self._numbers), secrets.randbits(64)
@@ -237,6 +244,8 @@ class SocketDomain:
             return self._answer
         finally:
             self._awaited = self._answer = None
+            if self._inbox:  # frames for others: `fileno` must say so
+                self.wake()
             self._end_turn()
 
     def wake(self) -> None:
@@ -250,12 +259,23 @@ class SocketDomain:
         """One thread drives. False: it is this one already (in a signal handler), or another all the time."""
         if self._driver == threading.get_ident():
             return False
-        if not self._lock.acquire(blocking=False):
-            self.wake()
-            if not self._lock.acquire(timeout=min(max(timeout_s, 0.0), _SLEEP_S_MAX)):
+        if self._waiters or not self._lock.acquire(blocking=False):
+            if not self._wait_for_turn(time.monotonic() + timeout_s):
                 return False
         self._driver = threading.get_ident()
         return True
+
+    def _wait_for_turn(self, deadline_s: float) -> bool:
+        """Get the lock from a thread that may sleep, and before one that has just had it."""
+        self._waiters.add(threading.get_ident())
+        try:
+            while not self._lock.acquire(timeout=max(min(deadline_s - time.monotonic(), _TURN_S), 0.0)):
+                if time.monotonic() >= deadline_s:
+                    return False
+                self.wake()
+            return True
+        finally:
+            self._waiters.discard(threading.get_ident())
 
     def _end_turn(self) -> None:
         self._driver = 0

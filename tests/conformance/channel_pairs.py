@@ -1,0 +1,186 @@
+"""Pairs of domains for the channel suite: one in the test process, one in a process of its own."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from tests.conformance.channel_peer import Act, admit
+
+from isthmus.core.errors import FabricError
+from isthmus.core.model import ISTHMUS_VERSION, python_version
+from isthmus.fabric import open_domain
+from isthmus.fabric.channels import Channel, Domain, Frame
+from isthmus.fabric.frames import Hello, Kind
+
+ROOT = Path(__file__).parents[2]
+ANSWERS = (Kind.RESULT, Kind.ERROR, Kind.REFUSED)
+
+
+def _ucx_missing() -> str:
+    try:
+        open_domain("ucx").close()
+    except FabricError as error:
+        return str(error)
+    return ""
+
+
+class Pair(NamedTuple):
+    client: str
+    server: str
+    scheme: str
+
+    def __str__(self) -> str:
+        return f"{self.client}-to-{self.server}-over-{self.scheme}"
+
+
+UCX_MISSING = _ucx_missing()
+_NEEDS_UCX = pytest.mark.skipif(bool(UCX_MISSING), reason=UCX_MISSING or "ucx is here")
+DOMAINS = [pytest.param("sockets"), pytest.param("ucx", marks=_NEEDS_UCX)]
+PAIRS = [
+    pytest.param(Pair("sockets", "sockets", "unix"), id="sockets-unix"),
+    pytest.param(Pair("sockets", "sockets", "tcp"), id="sockets-tcp"),
+    pytest.param(Pair("ucx", "ucx", "unix"), id="ucx-unix", marks=_NEEDS_UCX),
+    pytest.param(Pair("ucx", "ucx", "tcp"), id="ucx-tcp", marks=_NEEDS_UCX),
+    pytest.param(Pair("ucx", "sockets", "unix"), id="ucx-to-sockets", marks=_NEEDS_UCX),
+    pytest.param(Pair("sockets", "ucx", "unix"), id="sockets-to-ucx", marks=_NEEDS_UCX),
+]
+
+
+def hello(token: str = "token") -> Hello:
+    return Hello(token=token, python=python_version(), isthmus=ISTHMUS_VERSION)
+
+
+class PeerProcess:
+    """A `channel_peer` in a process of its own."""
+
+    def __init__(self, domain: str, scheme: str, directory: Path) -> None:
+        address = (
+            "tcp://127.0.0.1:0" if scheme == "tcp" else f"unix:{directory}/{domain}-{time.monotonic_ns()}"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.conformance.channel_peer", domain, address, str(os.getpid())],
+            cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().strip()
+        self.process.stdout.close()
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGCONT)
+        self.process.kill()
+        self.process.wait()
+
+
+class Peers:
+    """Peers that survive a test are kept for the next: starting one costs more than most tests."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._kept: dict[tuple[str, str], PeerProcess] = {}
+
+    def kept(self, pair: Pair) -> PeerProcess:
+        key = pair.server, pair.scheme
+        if key not in self._kept or self._kept[key].process.poll() is not None:
+            self._kept[key] = self.fresh(pair)
+        return self._kept[key]
+
+    def fresh(self, pair: Pair) -> PeerProcess:
+        return PeerProcess(pair.server, pair.scheme, self._directory)
+
+    def stop(self) -> None:
+        for peer in self._kept.values():
+            peer.stop()
+
+
+@contextlib.contextmanager
+def connected(pair: Pair, peer: PeerProcess) -> Iterator[tuple[Domain, Channel]]:
+    domain = open_domain(pair.client)
+    try:
+        yield domain, domain.connect(peer.address, hello())
+    finally:
+        domain.close()
+
+
+@contextlib.contextmanager
+def serving(domain_name: str, address: str) -> Iterator[tuple[Domain, str]]:
+    """A domain in this process that is polled by a thread and answers nobody."""
+    domain = open_domain(domain_name)
+    real = domain.listen(address, admit)
+    ended = threading.Event()
+
+    def poll() -> None:
+        while not ended.is_set():
+            domain.poll(1.0)
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    try:
+        yield domain, real
+    finally:
+        ended.set()
+        domain.wake()
+        thread.join()
+        domain.close()
+
+
+def send(
+    domain: Domain, channel: Channel, act: Act, call_id: int, meta: bytes = b"", data: tuple[bytes, ...] = ()
+) -> None:
+    """A CALL that must find room, sooner or later."""
+    deadline_s = time.monotonic() + 20
+    while not channel.send(Kind.CALL, call_id, act, meta, data):
+        assert time.monotonic() < deadline_s, "the channel stayed full for 20 s"
+        assert domain.poll(0.01) is None, "an answer came where none was due"
+
+
+def receive(domain: Domain, count: int, timeout_s: float = 20.0) -> list[Frame]:
+    """The next `count` frames; fewer when they do not come in time."""
+    frames: list[Frame] = []
+    deadline_s = time.monotonic() + timeout_s
+    while len(frames) < count and (left_s := deadline_s - time.monotonic()) > 0:
+        frame = domain.poll(left_s)
+        if frame is not None:
+            frames.append(frame)
+    return frames
+
+
+def receive_until_lost(domain: Domain, timeout_s: float = 10.0) -> list[Frame]:
+    frames: list[Frame] = []
+    deadline_s = time.monotonic() + timeout_s
+    while not frames or frames[-1].kind != Kind.LOST:
+        left_s = deadline_s - time.monotonic()
+        assert left_s > 0, f"no LOST within {timeout_s} s after {len(frames)} frames"
+        frame = domain.poll(left_s)
+        if frame is not None:
+            frames.append(frame)
+    return frames
+
+
+def ask(
+    domain: Domain,
+    channel: Channel,
+    act: Act,
+    meta: bytes = b"",
+    data: tuple[bytes, ...] = (),
+    call_id: int = 1,
+) -> Frame:
+    """One call and its answer."""
+    frame = channel.call(call_id, act, meta, data, 0, 0.0, 30.0)
+    assert frame is not None, f"no answer to {act.name} within 30 s"
+    return frame
+
+
+def descriptor_count() -> int:
+    return len(os.listdir("/proc/self/fd"))
