@@ -220,6 +220,7 @@ class Host:
                 continue
             await self._adopt_one(record)
         await self.clear_remains()
+        self._isolation.sweep()
 
     async def clear_remains(self) -> None:
         """Remove what this state directory's agents made and nobody holds any more."""

@@ -62,6 +62,18 @@ def test_what_is_gone_counts_nothing() -> None:
     isolation.destroy(LEASE)
 
 
+def test_old_empty_groups_of_forgotten_agents_are_swept_and_nothing_else(tmp_path: Path) -> None:
+    old = ("isthmus-dead-ls_a", "isthmus-dead-ls_busy", "stranger")
+    for name in (*old, "isthmus-dead-ls_new"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "isthmus-dead-ls_busy" / "cgroup.procs").write_text("1\n")
+    for name in old:
+        os.utime(tmp_path / name, (0, 0))
+    CgroupV2("tag", base=tmp_path).sweep()
+    assert not (tmp_path / "isthmus-dead-ls_a").exists()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_refused_write_names_the_file_and_the_value(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"writing 7.*memory\.max"):
         groups.write(tmp_path / "memory.max", 7)

@@ -93,6 +93,10 @@ class CgroupV1:
         for group in found:
             groups.remove(group)
 
+    def sweep(self) -> None:
+        for base in self._bases.values():
+            groups.sweep(base, GROUP_PREFIX)
+
     def remains(self) -> list[LeaseId]:
         names = {path.name for base in self._bases.values() for path in base.glob(self._prefix + "*")}
         return sorted(LeaseId(name.removeprefix(self._prefix)) for name in names)

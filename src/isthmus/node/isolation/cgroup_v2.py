@@ -76,6 +76,10 @@ class CgroupV2:
         groups.kill_all(group)
         groups.remove(group)
 
+    def sweep(self) -> None:
+        if self._base is not None:
+            groups.sweep(self._base, GROUP_PREFIX)
+
     def remains(self) -> list[LeaseId]:
         if self._base is None:
             return []

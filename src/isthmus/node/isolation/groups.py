@@ -1,5 +1,6 @@
 """What both versions of cgroups share: directories, their files, and emptying them of processes."""
 
+import contextlib
 import os
 import signal
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from isthmus.node.processes import send_signal
 
+STALE_S = 600.0  # far longer than a lease takes to start
 KILL_WAIT_S = 5.0  # a process in uninterruptible sleep may take this long to go
 
 
@@ -78,6 +80,14 @@ def remove(group: Path) -> None:
             if time.monotonic() > deadline_s:
                 raise
             time.sleep(0.002)
+
+
+def sweep(base: Path, prefix: str) -> None:
+    """Remove empty groups of this prefix below `base`, older than STALE_S: nobody is starting in them."""
+    for group in base.glob(prefix + "*"):
+        with contextlib.suppress(OSError):  # gone meanwhile, in use, or somebody else's
+            if time.time() - group.stat().st_mtime > STALE_S and not pids(group):
+                group.rmdir()
 
 
 def own_group(controller: str) -> str:

@@ -72,6 +72,10 @@ class Isolation(Protocol):
         """
         ...
 
+    def sweep(self) -> None:
+        """Remove what agents of forgotten state directories left: empty, old, and named as ours."""
+        ...
+
     def remains(self) -> list[LeaseId]:
         """Leases that an earlier agent of this state directory left here."""
         ...

@@ -67,6 +67,9 @@ class Rlimits:
         self._shares.pop(lease, None)
         self._pids.pop(lease, None)
 
+    def sweep(self) -> None:
+        return None
+
     def remains(self) -> list[LeaseId]:
         return []  # nothing is kept outside the processes themselves
 
