@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,12 +32,14 @@ from isthmus.core.errors import (
     EvictedError,
     FunctionLoadError,
     HandshakeError,
+    PeerLostError,
     RemoteError,
     TokenError,
 )
 from isthmus.core.model import EndReason
+from isthmus.fabric.codec import FunctionHeader, GroupTable, encode_group, encode_header
 from isthmus.fabric.frames import CODEC_VERSION, FRAME_VERSION, Kind
-from isthmus.node.messages import DrainLease, EndLease, ExecutorEnded, Heartbeat, ReadLog
+from isthmus.node.messages import AddExecutor, DrainLease, EndLease, ExecutorEnded, Heartbeat, ReadLog
 
 
 @pytest.fixture(scope="module")
@@ -356,6 +359,55 @@ def test_multiprocessing_works_inside_a_function(client: Client) -> None:
             return pool.map(abs, [-1, -2])
 
     assert client.call(client.define(parallel)) == [1, 2]
+
+
+def _join(clients: list[Client], addresses: list[str], lease: str, function: Any) -> list[int]:
+    """Start a call of a group's function on each member; their ids."""
+    peers = tuple((address, token(lease)) for address in addresses)
+    calls = []
+    for rank, client in enumerate(clients):
+        table = GroupTable(group=f"gr_{lease}", rank=rank, peers=peers)
+        client.call(client.define(os.getpid))  # the way is paved: what follows leaves at once, without a poll
+        header = encode_header(FunctionHeader(name="group", kind="group"))
+        client.send(Kind.DEFINE, 0, 500, header, [encode_group(table)])
+        calls.append(client.start(client.define(function, group=500)))
+    return calls
+
+
+def test_members_of_a_group_reach_each_other(site: Site, lease: str) -> None:
+    more = site.done(AddExecutor, lease=lease).executor
+    assert more is not None
+    addresses = [start_lease_address[lease], more.address]
+
+    def share(group: Any) -> tuple[int, float]:
+        total = group.allreduce(np.full(100_000, float(group.rank + 1)))
+        group.barrier()
+        return group.rank, float(total.sum())
+
+    with Client(addresses[0], lease) as first, Client(addresses[1], lease) as second:
+        calls = _join([first, second], addresses, lease, share)
+        assert first.result(calls[0]) == (0, 300_000.0)
+        assert second.result(calls[1]) == (1, 300_000.0)
+
+
+def test_a_member_whose_partner_cannot_be_reached_fails(lease: str) -> None:
+    address = start_lease_address[lease]
+    with Client(address, lease) as client:
+        (call,) = _join([client], [address, "unix:/nobody"], lease, lambda group: group.recv(1))
+        with pytest.raises(PeerLostError):
+            client.result(call)
+
+
+def test_a_member_waiting_for_one_that_never_comes_is_cancelled(site: Site, lease: str) -> None:
+    more = site.done(AddExecutor, lease=lease).executor
+    assert more is not None
+    addresses = [start_lease_address[lease], more.address]
+    with Client(addresses[0], lease) as client:
+        (call,) = _join([client], addresses, lease, lambda group: group.recv(1))
+        _await_running(client)
+        client.cancel(call)
+        with pytest.raises(CallCancelledError):
+            client.result(call, timeout_s=5)
 
 
 def test_threads_that_a_function_leaves_behind_live_on(client: Client) -> None:

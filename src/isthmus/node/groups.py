@@ -7,7 +7,6 @@ Invariant: while the group drives the domain, the signal handler does not.
 Not here: ranks, collectives and their messages (`isthmus.fabric.collectives`).
 """
 
-import importlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from isthmus.core.errors import InvalidRequestError
 from isthmus.fabric.channels import Admission, Buffer, Channel, Domain, Frame
 from isthmus.fabric.codec import GroupTable
+from isthmus.fabric.collectives import Group
 from isthmus.fabric.frames import Hello, Kind, Welcome
 
 P = ParamSpec("P")
@@ -164,24 +164,20 @@ class Contexts:
     def __init__(self, board: Switchboard) -> None:
         self._board = board
         self._tables: dict[int, GroupTable] = {}
-        self._made: dict[int, Any] = {}
+        self._made: dict[int, Group] = {}
 
     def define(self, index: int, table: GroupTable) -> None:
         self._tables[index] = table
 
-    def get(self, index: int) -> Any:
+    def get(self, index: int) -> Group:
         """Connects to the other members. Raises InvalidRequestError, and what connecting raises."""
         if index not in self._made:
             if index not in self._tables:
                 raise InvalidRequestError(f"no group {index} was defined on this channel")
-            self._made[index] = _group_type()(GroupDomain(self._board), self._tables[index])
+            self._made[index] = Group(GroupDomain(self._board), self._tables[index])
         return self._made[index]
 
     def close(self) -> None:
         for group in self._made.values():
             group.close()
         self._made.clear()
-
-
-def _group_type() -> Any:
-    return importlib.import_module("isthmus.fabric.collectives").Group  # few leases ever need it
