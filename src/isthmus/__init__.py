@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     )
     from isthmus.core.model import Environment, LeaseClass, Resources
     from isthmus.sdk.connecting import connect, current_site
+    from isthmus.sdk.contexts import Context
     from isthmus.sdk.executor import Executor
     from isthmus.sdk.function import Retry, actor, enter, exit, function, native
     from isthmus.sdk.futures import Future
-    from isthmus.sdk.groups import Context
     from isthmus.sdk.site import Site
 
 __version__ = "0.1.0"
@@ -50,8 +50,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "isthmus.core.errors": (
         "AuthError", "CallCancelledError", "CallError", "CallTimeoutError", "CodecError", "DeniedError",
-        "EvictedError", "ExecutorLostError", "FabricError", "FrameError", "FunctionLoadError", "HandshakeError",
-        "InvalidRequestError", "IsthmusError", "LeaseEndedError", "MapError", "MemoryLimitError",
+        "EvictedError", "ExecutorLostError", "FabricError", "FrameError", "FunctionLoadError",
+        "HandshakeError", "InvalidRequestError", "IsthmusError", "LeaseEndedError", "MapError", "MemoryLimitError",
         "NoCapacityError", "NotFoundError", "PeerLostError", "PermissionDeniedError", "PolicyError",
         "RemoteError", "SettingsError", "SiteUnavailableError", "TokenError",
     ),
@@ -60,7 +60,7 @@ _HOMES = {
     "isthmus.sdk.executor": ("Executor",),
     "isthmus.sdk.function": ("Retry", "actor", "enter", "exit", "function", "native"),
     "isthmus.sdk.futures": ("Future",),
-    "isthmus.sdk.groups": ("Context",),
+    "isthmus.sdk.contexts": ("Context",),
     "isthmus.sdk.site": ("Site",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,7 +1,8 @@
 """Find CPython's own tests of `concurrent.futures`, as one namespace.
 
-They come with most interpreters (`python -m test`); Debian keeps them in libpython3.X-testsuite, of the same minor
-version. Executors must be able to import them too, so their directory goes on sys.path before a site is opened.
+They come with most interpreters (`python -m test`); Debian keeps them in libpython3.X-testsuite, of the same
+minor version. Executors must be able to import them too, so their directory goes on sys.path before a site
+is opened.
 """
 
 import importlib
@@ -41,7 +42,9 @@ def load(scratch: Path) -> tuple[SimpleNamespace, list[object]] | None:
 
 
 def _load_debian(scratch: Path) -> tuple[SimpleNamespace, list[object]] | None:
-    """The file under a name of its own: its directory also holds half a standard library, which must stay out."""
+    """The file under a name of its own: its directory also holds half a standard library, which must stay
+    out.
+    """
     if not _DEBIAN.exists():
         return None
     name = "cpython_test_concurrent_futures"

@@ -1,7 +1,8 @@
 """CPython's own executor tests, run against `isthmus.Executor`.
 
-`_LEFT_OUT` names every test that is not run, with the reason. Where only the means differ (a worker's output goes to
-the lease's log, not to our stdout), `tests/live/test_sdk_executor.py` tests the same behaviour by other means.
+`_LEFT_OUT` names every test that is not run, with the reason. Where only the means differ (a worker's output
+goes to the lease's log, not to our stdout), `tests/live/test_sdk_executor.py` tests the same behaviour by
+other means.
 """
 
 import logging
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cpython import suite
 
 import isthmus
-from tests.cpython import suite
 
 _SCRATCH = tempfile.TemporaryDirectory(prefix="isthmus-cpython-")
 _LOADED = suite.load(Path(_SCRATCH.name))
@@ -24,6 +25,7 @@ cpython, _MODULES = _LOADED
 _STDERR = logging.lastResort
 _OUTPUT = "reads the worker's output from our stdout; it goes to the lease's log"
 _INTERNALS = "looks into ProcessPoolExecutor's private parts"
+_ALONE = "a process pool breaks; here the call fails alone, with the unpickling error"
 _LEFT_OUT = {
     "test_interpreter_shutdown": _OUTPUT,
     "test_submit_after_interpreter_shutdown": "imports the executor from concurrent.futures by name",
@@ -32,12 +34,12 @@ _LEFT_OUT = {
     "test_shutdown_deadlock_pickle": _INTERNALS,
     "test_crash_big_data": _INTERNALS,
     "test_gh105829_should_not_deadlock_if_wakeup_pipe_full": _INTERNALS,
-    "test_error_at_task_unpickle": "a process pool breaks; here the call fails alone, with the unpickling error",
-    "test_exit_at_task_unpickle": "a process pool breaks; here the call fails alone, with the unpickling error",
-    "test_error_during_result_pickle_on_worker": "raises isthmus.CodecError, which names the part, not PicklingError",
-    "test_exit_during_result_pickle_on_worker": "code that exits while its result is pickled ends the worker here",
-    "test_error_during_result_unpickle_in_result_handler": "a process pool breaks; here the call fails alone",
-    "test_exit_during_result_unpickle_in_result_handler": "a process pool breaks; here the call fails alone",
+    "test_error_at_task_unpickle": _ALONE,
+    "test_exit_at_task_unpickle": _ALONE,
+    "test_error_during_result_pickle_on_worker": "raises CodecError, not PicklingError",
+    "test_exit_during_result_pickle_on_worker": "exiting while a result is pickled ends the worker",
+    "test_error_during_result_unpickle_in_result_handler": _ALONE,
+    "test_exit_during_result_unpickle_in_result_handler": _ALONE,
 }
 
 

@@ -1,4 +1,6 @@
-"""What the sdk's live tests run on executors. Apart from the tests, so that executors need not import pytest."""
+"""What the sdk's live tests run on executors. Apart from the tests, so that executors need not import
+pytest.
+"""
 
 import asyncio
 import os

@@ -67,7 +67,9 @@ class InitializerFailed(Exception):
 
 
 class Pooled:
-    """A function as a process pool runs it: after the worker's initializer, and with `sys.exit` as an exception."""
+    """A function as a process pool runs it: after the worker's initializer, and with `sys.exit` as an
+    exception.
+    """
 
     _initialised = False
 

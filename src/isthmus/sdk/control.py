@@ -87,7 +87,9 @@ class Control:
         self._repeat("DELETE", f"/v1/calls/{call}")
 
     def close(self) -> None:
-        """Free the connections, at the end of the last request under way. Late requests still work, one by one."""
+        """Free the connections, at the end of the last request under way. Late requests still work, one by
+        one.
+        """
         with self._lock:
             self._closed = True
             self._close_if_idle()

@@ -70,7 +70,9 @@ class Definitions:
         return Definition(next(self._numbers), header.name, "actor", codec.encode_header(header), code)
 
     def of_member(self, fn: Any, table: codec.GroupTable) -> Definition:
-        """The function as one member of a group runs it; not entered, because the group ends with its call."""
+        """The function as one member of a group runs it; not entered, because the group ends with its
+        call.
+        """
         group, number = next(self._numbers), next(self._numbers)
         about = codec.encode_header(codec.FunctionHeader(name=table.group, kind="group"))
         needs = Definition(group, table.group, "group", about, codec.encode_group(table))

@@ -354,13 +354,19 @@ class Dispatch:
         if due is _Due.KILL:
             self._kill_due(call, now_s)
         elif due is _Due.RETRY and call.state is State.WAITING:
-            call.state = State.QUEUED
-            call.pool.queue.append(call)
-            self._assign(call.pool, now_s)
+            self._requeue(call, now_s)
         elif due is _Due.DEADLINE and call.state is not State.SETTLED and not call.abandoned:
             self._withdraw(call, b"timeout", now_s)
             late_s = now_s - call.deadline_s
             self.effects.append(Settle(call, CallTimeoutError(f"timeout_s passed {late_s * 1e3:.0f} ms ago")))
+
+    def _requeue(self, call: Call, now_s: float) -> None:
+        if call.pool.broken is not None:
+            self._settle(call, call.pool.broken)
+            return
+        call.state = State.QUEUED
+        call.pool.queue.append(call)
+        self._assign(call.pool, now_s)
 
     def _kill_due(self, call: Call, now_s: float) -> None:
         for executor in call.pool.executors.values():
@@ -459,7 +465,9 @@ class Dispatch:
         self.effects.append(Release(executor))
 
     def _measure(self, executor: Executor, call: Call, now_s: float) -> None:
-        """A function's time, from the gap between answers; rises fast and falls slowly, to be careful in time."""
+        """A function's time, from the gap between answers; rises fast and falls slowly, to be careful in
+        time.
+        """
         sample_s = now_s - max(executor.last_s, call.sent_s)
         executor.last_s = now_s
         executor.load_s = executor.load_s - call.expected_s if executor.inflight else 0.0

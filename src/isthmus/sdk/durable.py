@@ -68,7 +68,7 @@ class DurableCalls:
         """The calls go on at the site; only this client stops to look."""
         self._closed.set()
 
-    # Driver: the watcher does the work ------------------------------------------------------------------------
+    # Driver: the watcher does the work ----------------------------------------------------------------
     def wait(self, future: Future[Any], deadline_s: float | None) -> None:
         return
 
@@ -81,7 +81,7 @@ class DurableCalls:
             self._pending.pop(future.call_id, None)
         return True
 
-    # the watcher ------------------------------------------------------------------------
+    # the watcher ----------------------------------------------------------------
     def _watch(self) -> None:
         while not self._closed.is_set():
             with self._lock:

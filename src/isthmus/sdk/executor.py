@@ -1,8 +1,8 @@
 """`isthmus.Executor`: a true `concurrent.futures.Executor` whose workers are leased executors.
 
-It behaves like a process pool: `sys.exit` in a function is the function's exception, a worker that dies breaks the
-pool, dropping the Executor lets what was submitted end. An evicted lease does not break it: the call runs elsewhere.
-Not here: how calls are scheduled (`dispatch.py`).
+It behaves like a process pool: `sys.exit` in a function is the function's exception, a worker that dies
+breaks the pool, dropping the Executor lets what was submitted end. An evicted lease does not break it: the
+call runs elsewhere. Not here: how calls are scheduled (`dispatch.py`).
 """
 
 import concurrent.futures
@@ -30,7 +30,9 @@ _living: "weakref.WeakSet[Executor]" = weakref.WeakSet()
 
 
 class BrokenExecutor(ExecutorLostError, BrokenProcessPool):
-    """A worker died while it ran a call, or its initializer failed: the whole pool is unusable from then on."""
+    """A worker died while it ran a call, or its initializer failed: the whole pool is unusable from then
+    on.
+    """
 
 
 class Executor(concurrent.futures.Executor):
@@ -43,7 +45,8 @@ class Executor(concurrent.futures.Executor):
 
     def __init__(
         self, max_workers: int | None = None, site: Site | None = None, *, resources: Resources | None = None,
-        initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = (), mp_context: object = None,
+        initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = (),
+        mp_context: object = None,
     ) -> None:  # fmt: skip
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
@@ -80,8 +83,8 @@ class Executor(concurrent.futures.Executor):
         return future
 
     def map(
-        self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1,
-        **options: Any,
+        self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None,
+        chunksize: int = 1, **options: Any,
     ) -> Iterator[T]:  # fmt: skip
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")

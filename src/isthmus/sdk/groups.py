@@ -1,8 +1,8 @@
 """Group calls: n executors that start together or not at all, and know each other.
 
-Each member gets an `isthmus.Context` as its first argument: its rank, the group's size, and collectives between
-them. Invariants: all members run, or none; when one fails the others are cancelled, because they may wait for it;
-the leases end with the call. Nothing is replayed.
+Each member gets an `isthmus.Context` as its first argument: its rank, the group's size, and collectives
+between them. Invariants: all members run, or none; when one fails the others are cancelled, because they may
+wait for it; the leases end with the call. Nothing is replayed.
 Not here: what members say to each other (`isthmus.fabric.collectives`).
 """
 
@@ -19,11 +19,11 @@ from isthmus.fabric import codec
 from isthmus.sdk.calls import Payload, Plan
 from isthmus.sdk.definitions import Definition
 from isthmus.sdk.dispatch import NEVER, Call
+from isthmus.sdk.engine import Engine
 from isthmus.sdk.function import Retry, spec_of
 from isthmus.sdk.futures import Future
 from isthmus.sdk.links import Link
 from isthmus.sdk.plans import Plans
-from isthmus.sdk.progress import Engine
 
 R = TypeVar("R")
 

@@ -1,7 +1,7 @@
 """A joblib backend: `with joblib.parallel_config("isthmus"): Parallel()(...)` runs on leased executors.
 
-`parallel_config("isthmus", site=site)` uses a Site that is open already. Parallelism inside a task uses threads of
-its executor, as joblib does in its own worker processes.
+`parallel_config("isthmus", site=site)` uses a Site that is open already. Parallelism inside a task uses
+threads of its executor, as joblib does in its own worker processes.
 """
 
 import os

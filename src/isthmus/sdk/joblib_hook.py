@@ -1,7 +1,8 @@
-"""Make `joblib.parallel_config("isthmus")` work after `import isthmus`, whichever of the two is imported first.
+"""Make `joblib.parallel_config("isthmus")` work after `import isthmus`, whichever of the two is imported
+first.
 
-Invariant: joblib is never imported from here. Where it is loaded already its table of external backends gets our
-row; else a finder waits for it and goes away once it came.
+Invariant: joblib is never imported from here. Where it is loaded already its table of external backends gets
+our row; else a finder waits for it and goes away once it came.
 Not here: the backend (`joblib_backend.py`).
 """
 

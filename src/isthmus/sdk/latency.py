@@ -27,7 +27,8 @@ class LatencyReport(NamedTuple):
     def __str__(self) -> str:
         named = ((name, getattr(self, name)) for name in self._fields)
         return ", ".join(
-            f"{name} {format_seconds(one.p50_us / 1e6)} (p99 {format_seconds(one.p99_us / 1e6)}, {one.calls} calls)"
+            f"{name} {format_seconds(one.p50_us / 1e6)} "
+            f"(p99 {format_seconds(one.p99_us / 1e6)}, {one.calls} calls)"
             for name, one in named
             if one.calls
         )

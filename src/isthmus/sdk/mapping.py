@@ -199,7 +199,8 @@ def _raised(failed: Failed) -> _Raised:
 def _map_error(failures: list[tuple[int, BaseException]], submitted: int) -> MapError:
     index, first = failures[0]
     error = MapError(
-        f"{len(failures)} of {submitted} items failed; the first was item {index}: {type(first).__name__}: {first}",
+        f"{len(failures)} of {submitted} items failed; the first was item {index}: "
+        f"{type(first).__name__}: {first}",
         tuple(failures),
     )
     error.__cause__ = first

@@ -16,8 +16,8 @@ from isthmus.sdk import definitions, environment
 from isthmus.sdk.calls import Plan, decode_native, encode_native, encode_through
 from isthmus.sdk.carriers import CARRIERS, Chunk
 from isthmus.sdk.dispatch import Pool
+from isthmus.sdk.engine import Engine
 from isthmus.sdk.function import FunctionSpec, NativeFunction, spec_of
-from isthmus.sdk.progress import Engine
 
 
 class Plans:

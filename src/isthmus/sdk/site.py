@@ -1,7 +1,7 @@
 """A Site: the one object through which functions run elsewhere.
 
 `call` is the shortest path and is written out in one place, because what stands between it and the fabric is
-what isthmus costs. Everything else goes through the scheduler (`dispatch.py`) and its shell (`progress.py`).
+what isthmus costs. Everything else goes through the scheduler (`dispatch.py`) and its shell (`engine.py`).
 Not here: maps, streams, actors, groups, durable calls (one module each).
 """
 
@@ -27,6 +27,7 @@ from isthmus.sdk.calls import Payload, Plan
 from isthmus.sdk.control import Control
 from isthmus.sdk.dispatch import NEVER, Call, Executor, Pool
 from isthmus.sdk.durable import DurableCalls
+from isthmus.sdk.engine import Engine
 from isthmus.sdk.function import FunctionSpec, Retry
 from isthmus.sdk.futures import Driver, Future
 from isthmus.sdk.groups import GroupCall
@@ -34,7 +35,6 @@ from isthmus.sdk.latency import HOT_GAP_S, LatencyReport
 from isthmus.sdk.links import Link
 from isthmus.sdk.mapping import MapOptions, Mapping
 from isthmus.sdk.plans import Plans
-from isthmus.sdk.progress import Engine
 from isthmus.sdk.streaming import Inbox, Stream
 from isthmus.sdk.supply import Supply
 
@@ -84,7 +84,7 @@ class Site:
         self._on_close = on_close
         _open_sites.add(self)
 
-    # calling ------------------------------------------------------------------------
+    # calling ----------------------------------------------------------------
     def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `fn(*args, **kwargs)` on an executor and give its value. The shortest path: microseconds when
         hot.
@@ -151,8 +151,8 @@ class Site:
         return self._durable.future(CallId(call_id)).result(timeout_s=timeout_s)
 
     def map(
-        self, fn: Callable[..., R], /, *iterables: Iterable[Any], ordered: bool = True, chunk: int | None = None,
-        progress: bool = False, return_exceptions: bool = False,
+        self, fn: Callable[..., R], /, *iterables: Iterable[Any], ordered: bool = True,
+        chunk: int | None = None, progress: bool = False, return_exceptions: bool = False,
     ) -> Iterator[R]:  # fmt: skip
         """Run fn over the items, as many at once as there are executors; lazily, in bounded memory.
 
@@ -195,7 +195,7 @@ class Site:
         """
         return GroupCall(self._engine, self._plans, fn, size)
 
-    # seeing ------------------------------------------------------------------------
+    # seeing ----------------------------------------------------------------
     def bill(self) -> list[BillRow]:
         """Core-seconds of this tenant so far, by lease class."""
         return self._control.bill()
@@ -218,7 +218,7 @@ class Site:
         """Open, and opened by this process (not by the parent of a fork)."""
         return not self._engine.closed and not self._engine.forked
 
-    # life ------------------------------------------------------------------------
+    # life ----------------------------------------------------------------
     def close(self) -> None:
         """Cancel what is outstanding and give all leases back. Idempotent."""
         if self._dropped.detach() is not None:
@@ -234,7 +234,7 @@ class Site:
     ) -> None:
         self.close()
 
-    # for the other modules of the sdk ------------------------------------------------------------------------
+    # for the other modules of the sdk ----------------------------------------------------------------
     def start(
         self, plan: Plan, spec: FunctionSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Future[Any]:
@@ -289,7 +289,7 @@ class Site:
             raise InvalidRequestError(f"{plan.definition.name} is a generator function; use site.stream(...)")
         return plan
 
-    # the longer path ------------------------------------------------------------------------
+    # the longer path ----------------------------------------------------------------
     def _call_slowly(self, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         plan = self._plan(fn)
         cold = not plan.pool.executors

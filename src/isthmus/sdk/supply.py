@@ -146,8 +146,10 @@ def cause_of(lease: Lease, executor: ExecutorId, advice: str) -> CallError | Evi
     detail = lease.end_detail or str(lease.end_reason)
     if lease.end_reason is EndReason.OUT_OF_MEMORY:
         limit = lease.resources.memory
-        return MemoryLimitError(f"executor {executor} went over its lease's memory of {limit} and was killed ({detail}); "
-                                "ask for more with Resources(memory=...)")  # fmt: skip
+        return MemoryLimitError(
+            f"executor {executor} went over its lease's memory of {limit} and was killed ({detail}); "
+            "ask for more with Resources(memory=...)"
+        )
     if lease.end_reason in _TAKEN_BACK:
         return EvictedError(f"lease {lease.lease} was taken back ({lease.end_reason}: {detail})")
     return ExecutorLostError(f"executor {executor} died while it ran the call ({detail}); {advice}")

@@ -1,4 +1,6 @@
-"""The scheduler core against a random world: executors that come, die, refuse, drain; calls that fail and time out."""
+"""The scheduler core against a random world: executors that come, die, refuse, drain; calls that fail and
+time out.
+"""
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -34,7 +36,7 @@ class World(RuleBasedStateMachine):
         self.sent: dict[int, int] = {}
         self.grants = 0
 
-    # what the world does ----------------------------------------------------------------------------------------
+    # what the world does ----------------------------------------------------------------
     @rule(retries=st.integers(0, 2), timeout_s=st.sampled_from([NEVER, 0.5, 30.0]))
     def submit(self, retries: int, timeout_s: float) -> None:
         call = Call(len(self.calls), self.pool, None, Retry(max=retries), self.now_s + timeout_s)
@@ -103,7 +105,7 @@ class World(RuleBasedStateMachine):
         self.now_s += step_s
         self.core.tick(self.now_s)
 
-    # what must hold ---------------------------------------------------------------------------------------------
+    # what must hold ----------------------------------------------------------------
     @invariant()
     def carry_out(self) -> None:
         while self.core.effects:
