@@ -151,6 +151,7 @@ def test_whatever_changes_something_is_audited_without_secrets(admin, site):
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b'{"nonsense": 1}', b'{"count": 0}', b'{"count": 99999}', b'{"wait_s": -1}',
+     b'{"resources": {"cores": 99999999999999999999}}', b'{"resources": {"memory": "999999999TiB"}}',
      b"\xff\xfe", b'{"resources": {"cores": 0}}', b'{"resources": {"memory": "lots"}}', b'{"a":' * 5000],
     ids=lambda body: repr(body[:20]),
 )  # fmt: skip

@@ -6,14 +6,17 @@ Not here: what travels between parts (`core.api` for REST, `node.messages` for a
 import enum
 import hashlib
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from isthmus.core.ids import AllocationId, EnvironmentId, ExecutorId, LeaseId, NodeId, TenantId
 from isthmus.core.units import parse_bytes
 
 ISTHMUS_VERSION = "0.1.0"
+COUNT_MAX = 10**9  # of cores, GPUs, leases: far beyond any machine, so that sums stay within 64 bits
+MEMORY_BYTES_MAX = 2**56
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,8 +36,10 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gpus: int = 0
 
     def __post_init__(self) -> None:
-        if self.cores < 1 or self.gpus < 0:
+        if not 1 <= self.cores <= COUNT_MAX or not 0 <= self.gpus <= COUNT_MAX:
             raise ValueError(f"resources need at least 1 core and no negative GPUs, got {self}")
+        if parse_bytes(self.memory) > MEMORY_BYTES_MAX:
+            raise ValueError(f"memory={self.memory!r} is more than any machine has")
         if parse_bytes(self.memory) < 16 * 2**20:
             raise ValueError(f"memory={self.memory!r} is too small for a Python process; ask for at least 16MiB")
 
@@ -171,10 +176,10 @@ def python_version() -> str:
 class Quota(Record, frozen=True):
     """What one tenant may hold at once. 0 means no limit."""
 
-    cores: int = 0
-    memory_bytes: int = 0
-    gpus: int = 0
-    leases: int = 0
+    cores: Annotated[int, Meta(ge=0, le=COUNT_MAX)] = 0
+    memory_bytes: Annotated[int, Meta(ge=0, le=MEMORY_BYTES_MAX)] = 0
+    gpus: Annotated[int, Meta(ge=0, le=COUNT_MAX)] = 0
+    leases: Annotated[int, Meta(ge=0, le=COUNT_MAX)] = 0
 
 
 class Principal(Record, frozen=True):

@@ -25,6 +25,7 @@ from isthmus.leasing.control import NodeControl
 from isthmus.node.messages import ReadLog
 
 REPLIES_MAX = 10_000  # lease requests remembered by their Idempotency-Key, newest kept
+OFFSET_MAX = 2**62
 COUNT_MAX = 1024  # leases in one request
 
 
@@ -149,7 +150,7 @@ class Leases:
     async def log(self, asked: Asked) -> LogChunk:
         lease = self._leasing.lease(asked.principal, LeaseId(asked.path["lease"]))
         ended = lease.state is LeaseState.ENDED
-        offset = max(asked.query.offset, 0)
+        offset = min(max(asked.query.offset, 0), OFFSET_MAX)
         if lease.node is None:
             return LogChunk(lease=lease.lease, text="", next_offset=offset, ended=ended)
         try:

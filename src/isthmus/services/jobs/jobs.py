@@ -39,6 +39,8 @@ AUTOPSY_S = 3.0  # how long the agent's report about a dead executor is waited f
 _AUTOPSY_POLL_S = 0.1
 FORGET_PERIOD_S = 600.0
 WAIT_MAX_S = 60.0  # for one long poll of a result
+TIMEOUT_MAX_S = 365 * 86400.0
+RETRIES_MAX = 1_000_000
 DISK_RETRY_S = 2.0
 BACKOFF_S = 0.1
 BACKOFF_MAX_S = 10.0
@@ -98,10 +100,7 @@ class Jobs:
             raise errors.InvalidRequestError(
                 f"a durable call runs a function or an async function, not a {call.function_kind!r}"
             )
-        if call.timeout_s < 0 or call.retries < 0 or len(call.idempotency_key) > 200:
-            raise errors.InvalidRequestError(
-                "timeout_s and retries cannot be negative, an idempotency key has at most 200 characters"
-            )
+        _check_limits(call)
         summary = await self._on_disk(self._store.add, principal.tenant, call, self._clock.now())
         self._wake.set()
         return summary
@@ -328,6 +327,19 @@ class Jobs:
 
     async def _on_disk(self, act: Callable[..., _T], *values: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, act, *values)
+
+
+def _check_limits(call: DurableCall) -> None:
+    """Raises InvalidRequestError."""
+    if not 0 <= call.timeout_s <= TIMEOUT_MAX_S or not 0 <= call.retries <= RETRIES_MAX:
+        raise errors.InvalidRequestError(
+            f"timeout_s={call.timeout_s:g} must be within 0 to {TIMEOUT_MAX_S:g},"
+            f" retries={call.retries} within 0 to {RETRIES_MAX}"
+        )
+    if len(call.idempotency_key) > 200 or len(call.function_name) > 1000:
+        raise errors.InvalidRequestError(
+            "an idempotency key has at most 200 characters, a function's name at most 1000"
+        )
 
 
 def _visible_to(principal: Principal) -> TenantId | None:
