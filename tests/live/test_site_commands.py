@@ -46,8 +46,8 @@ def lease(site):
 
 @pytest.mark.parametrize(
     "command",
-    ["status", "nodes", "leases", "leases --ended", "functions", "calls", "usage", "config", "token list",
-     "policy show", "policy dry-run"],
+    ["status", "nodes", "leases", "leases --ended", "functions", "calls", "usage", "config", "fabric",
+     "token list", "policy show", "policy dry-run"],
 )  # fmt: skip
 def test_a_command_that_shows_something_has_words_and_a_document(isthmus, as_json, command):
     code, words, complaint = isthmus(*command.split())

@@ -1,11 +1,7 @@
 """Command: fabric."""
 
-import importlib
-from typing import Any
-
 import typer
 
-from isthmus.cli.failures import Failure
 from isthmus.cli.options import Json
 from isthmus.cli.output import print_json
 
@@ -17,24 +13,18 @@ def register(app: typer.Typer) -> None:
 def fabric(as_json: Json = False) -> None:
     """Show the data plane of this machine.
 
-    Which library, transports and devices calls would use.
+    Which library, transports and devices calls would use. Without UCX the plain-Python fabric is used: the
+    same behaviour, slower.
 
     \b
       isthmus fabric
-    Without UCX the plain-Python fabric is used: the same behaviour, slower.
     """
-    try:
-        report = importlib.import_module("isthmus.fabric.report")
-    except ImportError as error:
-        raise Failure(f"no fabric report here ({error}); the plain-Python fabric is used") from error
-    made = report.report()
-    if as_json:
-        print_json(_plain(made))
-    else:
-        typer.echo(report.render(made))
-
-
-def _plain(made: Any) -> Any:
     import msgspec
 
-    return msgspec.to_builtins(made)
+    from isthmus.fabric import report
+
+    made = report.report()
+    if as_json:
+        print_json(msgspec.to_builtins(made))
+    else:
+        typer.echo(report.render(made))
