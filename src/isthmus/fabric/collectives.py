@@ -115,7 +115,7 @@ class Group:
         return value
 
     def allreduce(self, value: Any, operation: Operation = "sum") -> Any:
-        """All values combined, on every rank, bit for bit the same. Arrays are combined element by element."""
+        """All values combined, on every rank, bit for bit the same; arrays element by element."""
         if _ring_pays(value, self.size) and isinstance(operation, str):
             return self._ring(value, _combiner(operation))
         return self._double(value, _combiner(operation))

@@ -216,5 +216,8 @@ def encode(message: AnyMessage) -> bytes:
 
 def decode(data: bytes) -> AnyMessage:
     """Raises msgspec.MsgspecError (DecodeError or ValidationError) for anything that is no message."""
-    message: AnyMessage = _DECODER.decode(data)
+    try:
+        message: AnyMessage = _DECODER.decode(data)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from error
     return message

@@ -1,0 +1,69 @@
+"""Ids sort by time and say what they name; sizes and durations are read as people write them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isthmus.core.ids import new_id
+from isthmus.core.units import format_bytes, format_seconds, parse_bytes, parse_seconds
+
+
+def test_ids_carry_their_prefix_and_are_unique() -> None:
+    made = [new_id("ls") for _ in range(1000)]
+    assert len(set(made)) == 1000
+    assert all(each.startswith("ls_") and len(each) == 19 for each in made)
+
+
+def test_ids_sort_by_time() -> None:
+    made = [new_id("ls") for _ in range(2000)]
+    times = [each[:11] for each in made]
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("2GiB", 2**31),
+        ("512 MB", 512_000_000),
+        ("4096", 4096),
+        ("1.5k", 1500),
+        (" 1 ti ", 2**40),
+        (7, 7),
+        ("0", 0),
+    ],
+)
+def test_sizes_are_read(text: str | int, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "1 XB", "1e3", "1,5GB", -1])
+def test_what_is_no_size_is_refused(text: str | int) -> None:
+    with pytest.raises(ValueError, match="size"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("250ms", 0.25), ("30s", 30.0), ("2h", 7200.0), ("5", 5.0), (1.5, 1.5), ("1.5 m", 90.0)],
+)
+def test_durations_are_read(text: str | float, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-5s", "1 week", -0.1])
+def test_what_is_no_duration_is_refused(text: str | float) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        parse_seconds(text)
+
+
+@given(count=st.integers(0, 2**60))
+def test_formatted_sizes_are_near_what_they_say(count: int) -> None:
+    assert abs(parse_bytes(format_bytes(count)) - count) <= max(count * 0.06, 1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1e-6, "1.0 µs"), (0.002, "2.0 ms"), (5, "5.0 s"), (600, "10 min"), (10_000, "2.8 h")],
+)
+def test_durations_are_written_shortly(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
