@@ -131,7 +131,7 @@ class Host:
             ended = LeaseEnded(lease=lease, reason=reason, detail=detail, usage=usage)
             try:
                 await asyncio.to_thread(self._isolation.destroy, lease)
-                self._records.write_end(ended)
+                await asyncio.to_thread(self._records.write_end, ended)
             except OSError as error:  # a process that cannot die, a full disk: the lease is over all the same
                 log.error("lease %s ended, but something of it is left: %s", lease, error)
             self._forget(hosted)
