@@ -51,7 +51,8 @@ _HOMES = {
     "isthmus.core.errors": (
         "AuthError", "CallCancelledError", "CallError", "CallTimeoutError", "CodecError", "DeniedError",
         "EvictedError", "ExecutorLostError", "FabricError", "FrameError", "FunctionLoadError",
-        "HandshakeError", "InvalidRequestError", "IsthmusError", "LeaseEndedError", "MapError", "MemoryLimitError",
+        "HandshakeError", "InvalidRequestError", "IsthmusError", "LeaseEndedError", "MapError",
+        "MemoryLimitError",
         "NoCapacityError", "NotFoundError", "PeerLostError", "PermissionDeniedError", "PolicyError",
         "RemoteError", "SettingsError", "SiteUnavailableError", "TokenError",
     ),

@@ -10,6 +10,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import numpy as np
+
 import isthmus
 
 
@@ -163,3 +165,21 @@ class Counter:
 
     def die(self) -> None:
         os._exit(4)
+
+
+def sum_of_ranks(context: isthmus.Context, array: np.ndarray) -> tuple[int, float]:
+    total = context.allreduce(array)
+    context.barrier()
+    return context.rank, float(total.sum())
+
+
+def fail_at_first_rank(context: isthmus.Context) -> None:
+    if context.rank == 0:
+        raise ValueError("rank 0 gives up")
+    context.recv(0)
+
+
+def sum_in_parallel(count: int) -> int:
+    from joblib import Parallel, delayed
+
+    return sum(Parallel(n_jobs=2)(delayed(square)(number) for number in range(count)))

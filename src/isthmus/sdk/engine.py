@@ -8,6 +8,7 @@ ahead of the world. Not here: which thread polls (`progress.py`), leases (`keepi
 import itertools
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -117,10 +118,10 @@ class Engine(Progress):
         futures = [call.payload.future for call in calls if isinstance(call.payload, Payload)]
         return [future for future in futures if future is not None]
 
-    def make_room(self) -> None:
-        """Give back what is idle: the site is about to need cores for us (a durable call)."""
+    def make_room(self, idle_s: float = ROOM_IDLE_S) -> None:
+        """Give back what is idle: the site is about to need cores for us (a durable call, a group)."""
         with self._lock:
-            self.core.release_idle(ROOM_IDLE_S, monotonic())
+            self.core.release_idle(idle_s, monotonic())
             settled = self._carry_out()
         self._settle(settled)
 
@@ -247,6 +248,14 @@ class Engine(Progress):
         self._retired = after
         self._bell.put(None)
         self._start_thread_if_none()
+
+    def finish(self) -> None:
+        """Return when nothing is outstanding that was left behind by users who are gone."""
+        self.drive_until(lambda: not self._owes(), None, time.sleep)
+
+    def _owes(self) -> bool:
+        dropped = self._retired is not None and bool(self.core.outstanding)
+        return dropped or any(pool.closing and pool.busy for pool in list(self.core.pools.values()))
 
     def close(self) -> None:
         """End now: cancel what is outstanding, give everything back. Idempotent."""

@@ -28,7 +28,7 @@ from isthmus.sdk.plans import Plans
 R = TypeVar("R")
 
 SIZE_MAX = 1024  # members of one group; each holds a channel here
-START_WAIT_S = 60.0  # how long the site may look for capacity for all of them at once
+START_WAIT_S = 20.0  # how long the site may look for capacity for all of them at once
 
 
 class GroupCall(Generic[R]):
@@ -61,6 +61,7 @@ class GroupCall(Generic[R]):
                 self._engine.retire_pool(plan.pool)
 
     def _start(self, name: str) -> list[Link]:
+        self._engine.make_room(idle_s=0.0)
         request = self._plans.request(self._spec, getattr(self._fn, "__qualname__", name))
         return self._engine.keeper.take(
             msgspec.structs.replace(request, count=self._size, together=True, wait_s=START_WAIT_S)

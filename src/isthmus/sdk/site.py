@@ -8,6 +8,7 @@ Not here: maps, streams, actors, groups, durable calls (one module each).
 import atexit
 import dataclasses
 import os
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from time import monotonic, perf_counter
@@ -44,6 +45,7 @@ R = TypeVar("R")
 _RESULT = int(Kind.RESULT)
 _STREAM_KINDS = ("generator", "asyncgen")
 _open_sites: "weakref.WeakSet[Site]" = weakref.WeakSet()
+_retiring: set[Engine] = set()  # of dropped Sites, until their last call is done
 
 
 class _Dash:
@@ -359,7 +361,13 @@ def _stop(link: Link, number: int) -> None:
 
 def _retire(engine: Engine, control: Control, on_close: Callable[[], None] | None) -> None:
     """The user dropped the Site: its last calls may still end, then everything is given back."""
-    engine.retire(lambda: _after(control, on_close))
+    _retiring.add(engine)
+
+    def after() -> None:
+        _after(control, on_close)
+        _retiring.discard(engine)
+
+    engine.retire(after)
 
 
 def _shut(engine: Engine, control: Control, on_close: Callable[[], None] | None) -> None:
@@ -371,6 +379,12 @@ def _after(control: Control, on_close: Callable[[], None] | None) -> None:
     control.close()
     if on_close is not None:
         on_close()
+
+
+def _finish_all() -> None:
+    """Calls whose Site or Executor was dropped end before the interpreter does."""
+    for engine in [*_retiring, *(site._engine for site in list(_open_sites))]:
+        engine.finish()
 
 
 def _close_all() -> None:
@@ -385,7 +399,9 @@ def _forget_all() -> None:
         site._dashes.clear()
         site._dropped.detach()
     _open_sites.clear()
+    _retiring.clear()
 
 
+threading._register_atexit(_finish_all)  # type: ignore[attr-defined]  # runs before atexit's own
 atexit.register(_close_all)
 os.register_at_fork(after_in_child=_forget_all)
