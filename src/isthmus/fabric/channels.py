@@ -1,13 +1,16 @@
 """The one seam of the data plane: a Domain owns channels and is polled; a Channel sends to one peer.
 
-Two implementations pass one conformance suite: `ucx.UcxDomain` (native) and `sockets.SocketDomain` (plain Python).
+Two implementations pass one conformance suite: `ucx.UcxDomain` (native) and `sockets.SocketDomain` (plain
+Python).
 
-Every channel begins with a bootstrap socket (Unix or TCP) that carries the handshake (`frames`). It stays open for
-the channel's life: its end of file is the death certificate of the peer (noticed in milliseconds whatever the
-transport), and urgent frames (CANCEL) travel on it, so that a signal can announce them while a function runs.
+Every channel begins with a bootstrap socket (Unix or TCP) that carries the handshake (`frames`). It stays
+open for the channel's life: its end of file is the death certificate of the peer (noticed in milliseconds
+whatever the transport), and urgent frames (CANCEL) travel on it, so that a signal can announce them while a
+function runs.
 
-Threads: `poll`, `call`, `connect` and `close` of a domain hold its lock; one thread at a time drives progress.
-`Channel.send` may be called from any thread. `wake` may be called from any thread or signal handler.
+Threads: `poll`, `call`, `connect` and `close` of a domain hold its lock; one thread at a time drives
+progress. `Channel.send` may be called from any thread. `wake` may be called from any thread or signal
+handler.
 Fork: a domain is unusable in a forked child (every method raises FabricError) and leaves its parent's alone.
 """
 

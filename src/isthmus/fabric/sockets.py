@@ -259,9 +259,9 @@ class SocketDomain:
         """One thread drives. False: it is this one already (in a signal handler), or another all the time."""
         if self._driver == threading.get_ident():
             return False
-        if self._waiters or not self._lock.acquire(blocking=False):
-            if not self._wait_for_turn(time.monotonic() + timeout_s):
-                return False
+        free = not self._waiters and self._lock.acquire(blocking=False)
+        if not free and not self._wait_for_turn(time.monotonic() + timeout_s):
+            return False
         self._driver = threading.get_ident()
         return True
 
