@@ -59,8 +59,8 @@ class Channel(Protocol):
     ) -> bool:  # fmt: skip
         """Queue one frame. False: no room now (poll, then try again); nothing was sent.
 
-        The buffers in `data` are not copied if they are large: they must not change until the peer has answered,
-        and they are kept alive until then. Raises PeerLostError when the channel is dead.
+        The buffers in `data` are not copied if they are large: they must not change until the peer has
+        answered, and they are kept alive until then. Raises PeerLostError when the channel is dead.
         """
         ...
 
@@ -94,15 +94,17 @@ class Domain(Protocol):
     def listen(self, address: str, admit: Admission) -> str:
         """Accept channels at `unix:PATH` or `tcp://HOST:PORT` (port 0: any); gives the real address.
 
-        `admit` decides from the Hello; the domain fills in the channel and transport fields of its Welcome. It is
-        called during `poll`. A stranger's bytes end in a closed socket and a count, never in an exception.
+        `admit` decides from the Hello; the domain fills in the channel and transport fields of its Welcome.
+        It is called during `poll`. A stranger's bytes end in a closed socket and a count, never in an
+        exception.
         """
         ...
 
     def connect(self, address: str, hello: Hello, timeout_s: float = 5.0) -> Channel:
         """Handshake as the calling side; fills in hello's channel, host and transport fields.
 
-        Raises HandshakeError or TokenError (refused; the peer's words), PeerLostError (nobody there, or timeout).
+        Raises HandshakeError or TokenError (refused; the peer's words), PeerLostError (nobody there, or
+        timeout).
         """
         ...
 
@@ -126,14 +128,16 @@ class Domain(Protocol):
         """Answer CALLs of this function with a C symbol, without Python where the domain is native.
 
         int32_t symbol(const void *arguments, uint64_t arguments_bytes, void *result, uint64_t *result_bytes)
-        `*result_bytes` holds the capacity on entry and the length on return; a non-zero return is an error code.
-        Arguments and result are raw bytes: a CALL's `meta` if it has no `data`, else its `data`; the RESULT's `meta`.
+        `*result_bytes` holds the capacity on entry and the length on return; a non-zero return is an error
+        code.
+        Arguments and result are raw bytes: a CALL's `meta` if it has no `data`, else its `data`; the RESULT's
+        `meta`.
         Raises FunctionLoadError when library or symbol is missing.
         """
         ...
 
     def announce(self, signal_number: int) -> None:
-        """From now on raise this signal in this process when a bootstrap socket becomes readable (O_ASYNC)."""
+        """From now on raise this signal here when a bootstrap socket becomes readable (O_ASYNC)."""
         ...
 
     def spin_ns(self) -> int:
