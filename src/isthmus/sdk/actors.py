@@ -13,12 +13,12 @@ from typing import Any, Self
 
 from isthmus.fabric import codec
 from isthmus.sdk.calls import Payload, Plan
-from isthmus.sdk.dispatch import NEVER, Call
 from isthmus.sdk.engine import Engine
 from isthmus.sdk.function import FunctionSpec, Retry, spec_of
 from isthmus.sdk.futures import Future
 from isthmus.sdk.plans import Plans
 from isthmus.sdk.streaming import Inbox, Stream
+from isthmus.sdk.work import NEVER, Call
 
 _instances = itertools.count(1)
 

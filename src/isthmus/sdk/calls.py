@@ -11,9 +11,9 @@ from isthmus.core.errors import CodecError
 from isthmus.fabric import codec
 from isthmus.fabric.channels import Buffer, Frame
 from isthmus.sdk.definitions import Definition
-from isthmus.sdk.dispatch import Pool
 from isthmus.sdk.function import FunctionSpec
 from isthmus.sdk.futures import Future
+from isthmus.sdk.work import Pool
 
 NATIVE_META_BYTES_MAX = (
     4096  # raw arguments up to here travel in-band, larger ones out of band without a copy

@@ -14,9 +14,6 @@ Not here: carrying effects out (`progress.py`), what a call carries (opaque here
 import enum
 import heapq
 import itertools
-from collections import deque
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from isthmus.core.errors import (
     CallTimeoutError,
@@ -26,13 +23,27 @@ from isthmus.core.errors import (
     NoCapacityError,
     SiteUnavailableError,
 )
-from isthmus.sdk.function import Retry
+from isthmus.sdk.work import (
+    GROW_PAUSE_S,
+    NEVER,
+    UNKNOWN_S,
+    Call,
+    Effect,
+    Examine,
+    Executor,
+    Interrupt,
+    Kill,
+    Pool,
+    Release,
+    Request,
+    Send,
+    Settle,
+    State,
+)
 
 WINDOW_MAX = 128  # calls in flight on one executor; below the 256 credits a channel starts with
 PREFETCH_S = 0.004  # work kept queued at an executor; more hides latency, less balances better
-UNKNOWN_S = 1.0  # expected of a function that never ran: nothing is queued behind it
 GROW_BACKLOG_S = 0.05  # a backlog shorter than a cold start is not worth a lease
-GROW_PAUSE_S = 0.25  # after "no capacity", doubling up to GROW_PAUSE_S_MAX
 GROW_PAUSE_S_MAX = 5.0
 QUEUE_WAIT_S = 30.0  # how long the site may keep us waiting when we hold nothing at all
 SITE_ATTEMPTS_MAX = 3  # requests that find no site before calls without an executor fail
@@ -40,116 +51,6 @@ IDLE_S = 2.0  # an executor without work is given back after this
 LAST_IDLE_S = 30.0  # ... and the last one of a pool after this
 KILL_GRACE_S = 2.0  # between asking running code to stop and killing its process
 RETRY_BACKOFF_S_MAX = 30.0
-NEVER = float("inf")
-
-
-class State(enum.Enum):
-    QUEUED = enum.auto()
-    WAITING = enum.auto()
-    SENT = enum.auto()
-    EXAMINED = enum.auto()
-    SETTLED = enum.auto()
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class Call:
-    """One call of a user. `number` is its call id on the wire, unique in this client.
-
-    label       which function: calls with one label are expected to take equally long
-    replayable  False once part of its results was handed out (a stream that has begun)
-    abandoned   settled early (timeout, cancel) while an executor still works on it
-    """
-
-    number: int
-    pool: "Pool"
-    payload: object
-    retry: Retry
-    deadline_s: float = NEVER
-    state: State = State.QUEUED
-    label: int = 0
-    expected_s: float = UNKNOWN_S
-    attempts: int = 0
-    replayable: bool = True
-    abandoned: bool = False
-    sent_s: float = 0.0
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class Executor:
-    """One executor and the calls sent to it, oldest first: the first one may be running."""
-
-    name: str
-    pool: "Pool"
-    link: object
-    inflight: dict[int, Call] = field(default_factory=dict)
-    load_s: float = 0.0  # what the calls in flight are expected to take
-    last_s: float = 0.0  # when it last answered
-    draining: bool = False
-    claimed: bool = False  # a thread calls it past the scheduler at this moment
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class Pool:
-    """Executors that may serve the same calls. `sticky`: state lives in its one executor, nothing is
-    replayed.
-    """
-
-    name: str
-    request: object
-    limit: int
-    sticky: bool = False
-    queue: deque[Call] = field(default_factory=deque)
-    executors: dict[str, Executor] = field(default_factory=dict)
-    requesting: bool = False
-    growth: int = 1
-    grow_after_s: float = 0.0
-    pause_s: float = GROW_PAUSE_S
-    refusals: int = 0
-    broken: BaseException | None = None
-    retired: bool = False  # its executors were given back; it gets no others
-    closing: bool = False  # its user is gone: it ends with its last call
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.queue) or any(executor.inflight for executor in self.executors.values())
-
-
-class Send(NamedTuple):
-    executor: Executor
-    call: Call
-
-
-class Interrupt(NamedTuple):
-    executor: Executor
-    call: Call
-    reason: bytes
-
-
-class Kill(NamedTuple):
-    executor: Executor
-
-
-class Request(NamedTuple):
-    pool: Pool
-    leases: int
-    wait_s: float
-
-
-class Release(NamedTuple):
-    executor: Executor
-
-
-class Examine(NamedTuple):
-    executor: Executor
-    call: Call
-
-
-class Settle(NamedTuple):
-    call: Call
-    error: BaseException
-
-
-Effect = Send | Interrupt | Kill | Request | Release | Examine | Settle
 
 
 class _Due(enum.Enum):

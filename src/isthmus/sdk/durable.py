@@ -6,6 +6,7 @@ reported, because the call is safe there; `result(timeout_s=...)` bounds the wai
 """
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from isthmus.core.api import CallResult, DurableCall, LeaseRequest
@@ -23,8 +24,10 @@ DOWN_PAUSE_S = 0.5  # between two tries while the site does not answer
 
 
 class DurableCalls:
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, make_room: Callable[[], None]) -> None:
+        """make_room  gives back cores that this client holds idle: its durable calls may wait for them"""
         self._control = control
+        self._make_room = make_room
         self._pending: dict[CallId, Future[Any]] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -89,6 +92,7 @@ class DurableCalls:
                 if not pending:
                     self._watcher = None
                     return
+            self._make_room()
             for position, (call, future) in enumerate(pending):
                 self._look(call, future, WATCH_S if position == 0 else 0.0)
 

@@ -27,15 +27,16 @@ from isthmus.core.settings import ClientSettings
 from isthmus.fabric import codec
 from isthmus.fabric.channels import Domain, Frame
 from isthmus.fabric.frames import Hello, Kind
-from isthmus.sdk import dispatch
+from isthmus.sdk import work
 from isthmus.sdk.calls import Payload
-from isthmus.sdk.dispatch import Call, Dispatch, Executor, Pool
+from isthmus.sdk.dispatch import Dispatch
 from isthmus.sdk.futures import Future
 from isthmus.sdk.keeping import Keeper, with_count
 from isthmus.sdk.latency import Latencies
 from isthmus.sdk.links import Link
 from isthmus.sdk.progress import Progress
 from isthmus.sdk.supply import Holding, Supply
+from isthmus.sdk.work import Call, Executor, Pool
 
 log = logging.getLogger("isthmus.sdk")
 
@@ -143,7 +144,7 @@ class Engine(Progress):
                 for call in list(executor.inflight.values()):
                     if self.core.cancel(call, monotonic()):
                         self._cancel_payload(call)
-                self.core.effects.append(dispatch.Release(executor))
+                self.core.effects.append(work.Release(executor))
             pool.executors.clear()
             pool.retired = True
             self.core.pools.pop(pool.name, None)
@@ -407,27 +408,27 @@ class Engine(Progress):
             effects, self.core.effects = self.core.effects, []
             for effect in effects:
                 match effect:
-                    case dispatch.Send(executor, call):
+                    case work.Send(executor, call):
                         self._send(executor, call)
-                    case dispatch.Settle(call, error):
+                    case work.Settle(call, error):
                         settled.append((_payload(call), None, error))
-                    case dispatch.Request(pool, leases, wait_s):
+                    case work.Request(pool, leases, wait_s):
                         assert isinstance(pool.request, LeaseRequest)
                         self.keeper.request(pool, with_count(pool.request, leases, wait_s))
-                    case dispatch.Examine(executor, call):
+                    case work.Examine(executor, call):
                         self.keeper.examine(executor, call)
-                    case dispatch.Interrupt(executor, call, reason):
+                    case work.Interrupt(executor, call, reason):
                         self._interrupt(executor, call, reason)
-                    case dispatch.Kill(executor):
+                    case work.Kill(executor):
                         self.keeper.kill(_link(executor))
-                    case dispatch.Release(executor):
+                    case work.Release(executor):
                         self._release(executor)
         return settled
 
     def _send(self, executor: Executor, call: Call) -> None:
         link, payload = _link(executor), _payload(call)
         deadline_ns = 0
-        if call.deadline_s != dispatch.NEVER:
+        if call.deadline_s != work.NEVER:
             deadline_ns = max(int((call.deadline_s - call.sent_s) * 1e9), 1)
         if payload.future is not None:
             payload.future.mark_running()
@@ -463,9 +464,7 @@ class Engine(Progress):
         self._nudge()
 
     def _cancel_payload(self, call: Call) -> None:
-        self.core.effects.append(
-            dispatch.Settle(call, CallCancelledError("the call's executor was given back"))
-        )
+        self.core.effects.append(work.Settle(call, CallCancelledError("the call's executor was given back")))
 
     def _settle(self, settled: list[Settlement]) -> None:
         for payload, frame, error in settled:

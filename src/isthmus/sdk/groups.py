@@ -18,12 +18,12 @@ from isthmus.core.ids import new_id
 from isthmus.fabric import codec
 from isthmus.sdk.calls import Payload, Plan
 from isthmus.sdk.definitions import Definition
-from isthmus.sdk.dispatch import NEVER, Call
 from isthmus.sdk.engine import Engine
 from isthmus.sdk.function import Retry, spec_of
 from isthmus.sdk.futures import Future
 from isthmus.sdk.links import Link
 from isthmus.sdk.plans import Plans
+from isthmus.sdk.work import NEVER, Call
 
 R = TypeVar("R")
 

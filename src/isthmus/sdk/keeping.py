@@ -19,9 +19,9 @@ from isthmus.core.errors import ExecutorLostError, IsthmusError
 from isthmus.core.ids import LeaseId
 from isthmus.core.model import ISTHMUS_VERSION, python_version
 from isthmus.fabric.frames import Hello
-from isthmus.sdk.dispatch import Call, Executor, Pool
 from isthmus.sdk.links import Link
 from isthmus.sdk.supply import Holding, Supply
+from isthmus.sdk.work import Call, Executor, Pool
 
 log = logging.getLogger("isthmus.sdk")
 

@@ -15,9 +15,9 @@ from isthmus.fabric import codec
 from isthmus.sdk import definitions, environment
 from isthmus.sdk.calls import Plan, decode_native, encode_native, encode_through
 from isthmus.sdk.carriers import CARRIERS, Chunk
-from isthmus.sdk.dispatch import Pool
 from isthmus.sdk.engine import Engine
 from isthmus.sdk.function import FunctionSpec, NativeFunction, spec_of
+from isthmus.sdk.work import Pool
 
 
 class Plans:

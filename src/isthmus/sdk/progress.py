@@ -18,8 +18,8 @@ from typing import Any
 
 import isthmus.fabric
 from isthmus.fabric.channels import Domain, Frame
-from isthmus.sdk.dispatch import NEVER
 from isthmus.sdk.futures import Future
+from isthmus.sdk.work import NEVER
 
 LINGER_S = 0.001  # how long the background thread leaves the fabric to a thread that may wait again at once
 LINGERS_MAX = 50  # idle rounds before the background thread parks until rung

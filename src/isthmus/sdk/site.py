@@ -26,7 +26,6 @@ from isthmus.sdk import environment
 from isthmus.sdk.actors import Actor
 from isthmus.sdk.calls import Payload, Plan
 from isthmus.sdk.control import Control
-from isthmus.sdk.dispatch import NEVER, Call, Executor, Pool
 from isthmus.sdk.durable import DurableCalls
 from isthmus.sdk.engine import Engine
 from isthmus.sdk.function import FunctionSpec, Retry
@@ -38,6 +37,7 @@ from isthmus.sdk.mapping import MapOptions, Mapping
 from isthmus.sdk.plans import Plans
 from isthmus.sdk.streaming import Inbox, Stream
 from isthmus.sdk.supply import Supply
+from isthmus.sdk.work import NEVER, Call, Executor, Pool
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,7 +80,7 @@ class Site:
         self._dashes: dict[int, _Dash] = {}
         dashes = self._dashes
         self._plans = Plans(self._engine, environment.capture(), lambda key: dashes.pop(key, None))
-        self._durable = DurableCalls(control)
+        self._durable = DurableCalls(control, self._engine.make_room)
         self._dropped = weakref.finalize(self, _retire, self._engine, control, on_close)
         self._dropped.atexit = False
         self._on_close = on_close
@@ -142,7 +142,6 @@ class Site:
         if retries is not None:
             spec = dataclasses.replace(spec, retries=retries)
         if durable or idempotency_key:
-            self._engine.make_room()
             return self._durable.submit(
                 plan, spec, self._plans.request(spec, ""), (args, kwargs), idempotency_key
             )

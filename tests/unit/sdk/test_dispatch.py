@@ -15,9 +15,10 @@ from isthmus.core.errors import (
     NoCapacityError,
     SiteUnavailableError,
 )
-from isthmus.sdk import dispatch
-from isthmus.sdk.dispatch import NEVER, Call, Dispatch, Executor, Pool
+from isthmus.sdk import dispatch, work
+from isthmus.sdk.dispatch import Dispatch
 from isthmus.sdk.function import Retry
+from isthmus.sdk.work import NEVER, Call, Executor, Pool
 
 
 class World(RuleBasedStateMachine):
@@ -30,7 +31,7 @@ class World(RuleBasedStateMachine):
         self.pool: Pool = self.core.pool("pool", None, 1 if sticky else limit, sticky)
         self.executors: list[Executor] = []
         self.examined: list[Call] = []
-        self.request: dispatch.Request | None = None
+        self.request: work.Request | None = None
         self.calls: list[Call] = []
         self.outcomes: dict[int, list[str]] = {}
         self.sent: dict[int, int] = {}
@@ -113,21 +114,21 @@ class World(RuleBasedStateMachine):
             for effect in effects:
                 self.carry_out_one(effect)
 
-    def carry_out_one(self, effect: dispatch.Effect) -> None:
+    def carry_out_one(self, effect: work.Effect) -> None:
         match effect:
-            case dispatch.Send(executor, call):
+            case work.Send(executor, call):
                 assert executor in self.executors, "sent to an executor that is gone"
                 assert not self.outcomes[call.number], "sent although settled"
                 self.sent[call.number] = self.sent.get(call.number, 0) + 1
-            case dispatch.Settle(call, error):
+            case work.Settle(call, error):
                 self.outcomes[call.number].append(type(error).__name__)
-            case dispatch.Request():
+            case work.Request():
                 assert self.request is None, "two requests at once"
                 assert effect.leases + len(self.pool.executors) <= self.pool.limit
                 self.request = effect
-            case dispatch.Examine(_, call):
+            case work.Examine(_, call):
                 self.examined.append(call)
-            case dispatch.Release(executor) if executor in self.executors:
+            case work.Release(executor) if executor in self.executors:
                 self.executors.remove(executor)
 
     @invariant()
@@ -190,9 +191,9 @@ def pool_with(core: Dispatch, executors: int) -> Pool:
     return pool
 
 
-def sends(core: Dispatch) -> list[dispatch.Send]:
+def sends(core: Dispatch) -> list[work.Send]:
     effects, core.effects = core.effects, []
-    return [effect for effect in effects if isinstance(effect, dispatch.Send)]
+    return [effect for effect in effects if isinstance(effect, work.Send)]
 
 
 def test_an_unknown_function_is_sent_one_at_a_time_until_its_time_is_known():
@@ -225,7 +226,7 @@ def test_an_eviction_costs_no_retry():
     core.lost(send.executor, 1.0)
     core.explained(call, EvictedError("owner woke"), 1.0)
     assert call.attempts == 0
-    assert call.state is dispatch.State.QUEUED
+    assert call.state is work.State.QUEUED
 
 
 def test_calls_behind_the_one_that_killed_the_executor_run_elsewhere():
@@ -238,7 +239,7 @@ def test_calls_behind_the_one_that_killed_the_executor_run_elsewhere():
         core.submit(Call(number, pool, None, Retry()), 1e-5)
     core.effects.clear()
     core.lost(send.executor, 1.0)
-    examined = [effect.call.number for effect in core.effects if isinstance(effect, dispatch.Examine)]
+    examined = [effect.call.number for effect in core.effects if isinstance(effect, work.Examine)]
     assert examined == [1]
     assert [call.number for call in pool.queue] == [2, 3]
 
@@ -250,11 +251,11 @@ def test_a_running_call_that_ignores_its_timeout_is_killed_after_the_grace():
     core.effects.clear()
     core.tick(1.0)
     kinds = [type(effect) for effect in core.effects]
-    assert kinds == [dispatch.Interrupt, dispatch.Settle]
+    assert kinds == [work.Interrupt, work.Settle]
     assert isinstance(core.effects[1].error, CallTimeoutError)
     core.effects.clear()
     core.tick(1.0 + dispatch.KILL_GRACE_S)
-    assert [type(effect) for effect in core.effects] == [dispatch.Kill]
+    assert [type(effect) for effect in core.effects] == [work.Kill]
 
 
 def test_idle_executors_are_given_back_and_the_last_one_last():
@@ -273,4 +274,4 @@ def test_another_pools_idle_executors_make_room_when_nothing_is_free():
     core.submit(Call(0, other, None, Retry()), 1.0)
     core.effects.clear()
     core.refused(other, NoCapacityError("full"), 1.0)
-    assert [type(effect) for effect in core.effects] == [dispatch.Release, dispatch.Release, dispatch.Request]
+    assert [type(effect) for effect in core.effects] == [work.Release, work.Release, work.Request]
