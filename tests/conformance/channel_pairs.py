@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tests.conformance.channel_peer import Act, admit
 
 from isthmus.core.errors import FabricError
 from isthmus.core.model import ISTHMUS_VERSION, python_version
 from isthmus.fabric import open_domain
 from isthmus.fabric.channels import Channel, Domain, Frame
 from isthmus.fabric.frames import Hello, Kind
+from tests.conformance.channel_peer import Act, admit
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = (Kind.RESULT, Kind.ERROR, Kind.REFUSED)

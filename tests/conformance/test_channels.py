@@ -8,6 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from isthmus.core.errors import FabricError, FunctionLoadError, PeerLostError
+from isthmus.fabric import open_domain
+from isthmus.fabric.channels import Channel, Domain
+from isthmus.fabric.codec import decode_error
+from isthmus.fabric.frames import Flag, Kind
 from tests.conformance.channel_pairs import (
     DOMAINS,
     PAIRS,
@@ -21,12 +27,6 @@ from tests.conformance.channel_pairs import (
     send,
 )
 from tests.conformance.channel_peer import Act
-
-from isthmus.core.errors import FabricError, FunctionLoadError, PeerLostError
-from isthmus.fabric import open_domain
-from isthmus.fabric.channels import Channel, Domain
-from isthmus.fabric.codec import decode_error
-from isthmus.fabric.frames import Flag, Kind
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 FULL_FRAMES_MAX = 200_000  # a channel that takes more than this without an answer has no limit

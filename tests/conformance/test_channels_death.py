@@ -8,6 +8,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
+from isthmus.core.errors import FabricError, PeerLostError
+from isthmus.fabric.channels import Channel, Domain, Frame
+from isthmus.fabric.frames import Kind
 from tests.conformance.channel_pairs import (
     PAIRS,
     Pair,
@@ -20,10 +24,6 @@ from tests.conformance.channel_pairs import (
     send,
 )
 from tests.conformance.channel_peer import Act
-
-from isthmus.core.errors import FabricError, PeerLostError
-from isthmus.fabric.channels import Channel, Domain, Frame
-from isthmus.fabric.frames import Kind
 
 NOTICED_S = 1.0
 MIB = 2**20

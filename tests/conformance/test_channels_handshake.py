@@ -11,17 +11,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.conformance.channel_pairs import (
-    DOMAINS,
-    Pair,
-    PeerProcess,
-    ask,
-    connected,
-    hello,
-    receive,
-    serving,
-)
-from tests.conformance.channel_peer import Act
 
 from isthmus.core.errors import FabricError, HandshakeError, PeerLostError, TokenError
 from isthmus.core.model import python_version
@@ -36,6 +25,17 @@ from isthmus.fabric.frames import (
     pack_handshake,
     pack_header,
 )
+from tests.conformance.channel_pairs import (
+    DOMAINS,
+    Pair,
+    PeerProcess,
+    ask,
+    connected,
+    hello,
+    receive,
+    serving,
+)
+from tests.conformance.channel_peer import Act
 
 HELLO = pack_handshake(hello())
 

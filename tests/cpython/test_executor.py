@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cpython import suite
 
 import isthmus
+from tests.cpython import suite
 
 _SCRATCH = tempfile.TemporaryDirectory(prefix="isthmus-cpython-")
 _LOADED = suite.load(Path(_SCRATCH.name))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.fuzz import targets
 
 from isthmus.core.errors import CodecError
 from isthmus.core.ids import LeaseId, NodeId, TenantId
@@ -16,6 +15,7 @@ from isthmus.core.tokens import Claims, sign
 from isthmus.fabric import codec
 from isthmus.fabric.frames import Header, Hello, Kind, pack_handshake, pack_header
 from isthmus.node import messages
+from tests.fuzz import targets
 
 # valid examples, so that damage reaches beyond the first check
 _HELLO = pack_handshake(Hello(token="t", python="p", isthmus="0"))

@@ -14,15 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.live.node_peer import (
-    Client,
-    Site,
-    ended,
-    hello,
-    running_node,
-    start_lease,
-    token,
-)
 
 import isthmus.fabric
 from isthmus.core.errors import (
@@ -40,6 +31,15 @@ from isthmus.core.model import EndReason
 from isthmus.fabric.codec import FunctionHeader, GroupTable, encode_group, encode_header
 from isthmus.fabric.frames import CODEC_VERSION, FRAME_VERSION, Kind
 from isthmus.node.messages import AddExecutor, DrainLease, EndLease, ExecutorEnded, Heartbeat, ReadLog
+from tests.live.node_peer import (
+    Client,
+    Site,
+    ended,
+    hello,
+    running_node,
+    start_lease,
+    token,
+)
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.live.node_peer import (
-    Agent,
-    Client,
-    Site,
-    ended,
-    lease_order,
-    running_node,
-    start_lease,
-)
 
 from isthmus.core.model import EndReason, Environment, Resources
 from isthmus.fabric.frames import Kind
@@ -36,6 +27,15 @@ from isthmus.node.messages import (
     RenewLease,
     StartLease,
     Warm,
+)
+from tests.live.node_peer import (
+    Agent,
+    Client,
+    Site,
+    ended,
+    lease_order,
+    running_node,
+    start_lease,
 )
 
 

@@ -9,11 +9,11 @@ import time
 
 import msgspec
 import pytest
-from tests.live.sites import running_site
 
 from isthmus.core.api import CallResult, DurableCall
 from isthmus.core.errors import CallCancelledError
 from isthmus.fabric.codec import decode_error, decode_value, encode_call, encode_function, join
+from tests.live.sites import running_site
 
 
 @pytest.fixture(scope="module")

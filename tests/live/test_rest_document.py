@@ -5,6 +5,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
+
 from tests.live.sites import running_site
 
 # Random bodies of these would install random packages, or are msgpack; `test_rest.py` has them by hand.

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import joblib
 import pytest
-from tests.live import sdk_functions as remote
 
 import isthmus
+from tests.live import sdk_functions as remote
 
 
 @pytest.fixture(scope="module")

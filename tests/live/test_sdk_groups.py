@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from tests.live import sdk_functions as remote
 
 import isthmus
+from tests.live import sdk_functions as remote
 
 SIZE = min(2, len(os.sched_getaffinity(0)))
 

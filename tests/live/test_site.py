@@ -9,11 +9,11 @@ import subprocess
 import sys
 
 import pytest
-from tests.live.sites import clean_environment, gone, running_site, start
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from isthmus.core.discovery import find_local, read_site
+from tests.live.sites import clean_environment, gone, running_site, start
 
 
 def test_a_site_is_found_by_its_state_directory_which_is_private(tmp_path):

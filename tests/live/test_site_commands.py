@@ -4,6 +4,7 @@ import functools
 import json
 
 import pytest
+
 from tests.live.commands import commander
 from tests.live.sites import running_site
 

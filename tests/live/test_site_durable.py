@@ -8,13 +8,13 @@ import time
 
 import msgspec
 import pytest
-from tests.live.commands import commander
-from tests.live.sites import running_site
 
 from isthmus.core.api import CallResult, DurableCall
 from isthmus.core.errors import ExecutorLostError, MemoryLimitError
 from isthmus.core.model import Resources
 from isthmus.fabric.codec import decode_error, decode_value, encode_call, encode_function, join
+from tests.live.commands import commander
+from tests.live.sites import running_site
 
 
 def note_and_sleep(path, duration_s):

@@ -9,12 +9,12 @@ import asyncio
 import random
 
 import msgspec
-from tests.simulation.agents import AgentTwin, Report
 
 from isthmus.core import errors
 from isthmus.core.ids import NodeId
 from isthmus.leasing import Leasing
 from isthmus.node.messages import Done, Failed, Order
+from tests.simulation.agents import AgentTwin, Report
 
 ORDER_TIMEOUT_S = 8.0
 LOSS = 0.01

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 
 import pytest
+
 from tests.simulation.__main__ import simulate
 from tests.simulation.agents import OverCommitError
 from tests.simulation.worlds import World

@@ -13,10 +13,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
-from tests.simulation.agents import AgentTwin, nodes
-from tests.simulation.ledgers import FaultyLedger
-from tests.simulation.links import ORDER_TIMEOUT_S, Network
-from tests.simulation.virtual_time import VirtualClock, VirtualLoop, run_virtually
 
 from isthmus.core.api import LeaseRequest
 from isthmus.core.errors import IsthmusError
@@ -26,6 +22,10 @@ from isthmus.core.settings import LeasingSettings, PoolSettings
 from isthmus.leasing import Leasing
 from isthmus.platforms import MemoryPlatform
 from isthmus.policy import load_policies
+from tests.simulation.agents import AgentTwin, nodes
+from tests.simulation.ledgers import FaultyLedger
+from tests.simulation.links import ORDER_TIMEOUT_S, Network
+from tests.simulation.virtual_time import VirtualClock, VirtualLoop, run_virtually
 
 CHAOS_S = 240.0  # of virtual time with faults
 SETTINGS = LeasingSettings(

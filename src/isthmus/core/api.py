@@ -1,4 +1,4 @@
-"""What travels over the site's REST interface. `gateway` serves it, `sdk` and `cli` speak it; neither sees the other.
+"""What travels over the site's REST interface. `gateway` serves it; `sdk` and `cli` speak it.
 
 Bodies are JSON of these structs, except durable calls and results, whose payloads are msgpack (bytes inside).
 Errors are `{"error": ErrorBody}`; `code` is the class name in `core.errors`.
@@ -42,7 +42,7 @@ class LeaseRequest(Record, frozen=True):
     policy: str = ""  # a hint the rules can match, as given to @isthmus.function(policy=...)
     function: str = ""  # the function's name, for rules and for `explain`
     parent: LeaseId | None = None
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Grant(Record, frozen=True):
@@ -144,7 +144,7 @@ class CallSummary(Record, frozen=True):
 
 
 class CallResult(Record, frozen=True):
-    """GET /v1/calls/{call}/result, msgpack. `kind` is a frame kind: RESULT or ERROR; meta/data as on the fabric."""
+    """GET /v1/calls/{call}/result, msgpack. `kind`: RESULT or ERROR; meta/data as on the fabric."""
 
     call: CallId
     state: CallState
@@ -155,7 +155,7 @@ class CallResult(Record, frozen=True):
 
 
 class BillRow(Record, frozen=True):
-    """GET /v1/usage: one row per lease class. All in core-seconds, except byte_s (bytes x seconds of memory held)."""
+    """GET /v1/usage: one row per lease class. All in core-seconds."""
 
     lease_class: LeaseClass
     leases: int
@@ -167,7 +167,7 @@ class BillRow(Record, frozen=True):
 
 
 class NewKey(Record, frozen=True):
-    """POST /v1/keys. Roles: admin (all), operator (see all, change nodes and policy), user (own things only)."""
+    """POST /v1/keys. Roles: admin (all), operator (sees all, drains nodes), user (own things)."""
 
     tenant: TenantId
     role: Literal["admin", "operator", "user"] = "user"

@@ -133,7 +133,7 @@ class CallCancelledError(CallError, concurrent.futures.CancelledError):
 
 
 class ExecutorLostError(CallError):
-    """The process that ran the call died. The function may have run in part; retry only if it is idempotent."""
+    """The process that ran the call died. It may have run in part; retry only if it is idempotent."""
 
 
 class MemoryLimitError(ExecutorLostError):
@@ -141,7 +141,7 @@ class MemoryLimitError(ExecutorLostError):
 
 
 class RemoteError(CallError):
-    """The function raised an exception that cannot be rebuilt here; its type, text and traceback are inside."""
+    """The function raised what cannot be rebuilt here; its type, text and traceback are inside."""
 
 
 class MapError(IsthmusError):

@@ -1,6 +1,6 @@
 """Names of things: each id is a type of its own, so that a lease id cannot be passed for a node id.
 
-Ids sort by creation time and carry a prefix (`ls_`, `rq_`, ...), so that a reader of a log knows what they name.
+Ids sort by creation time and carry a prefix (`ls_`, `rq_`, ...), so that a log's reader knows what it sees.
 """
 
 import secrets

@@ -41,7 +41,9 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if parse_bytes(self.memory) > MEMORY_BYTES_MAX:
             raise ValueError(f"memory={self.memory!r} is more than any machine has")
         if parse_bytes(self.memory) < 16 * 2**20:
-            raise ValueError(f"memory={self.memory!r} is too small for a Python process; ask for at least 16MiB")
+            raise ValueError(
+                f"memory={self.memory!r} is too small for a Python process; ask for at least 16MiB"
+            )
 
     @property
     def memory_bytes(self) -> int:
@@ -131,7 +133,7 @@ class ExecutorInfo(Record, frozen=True):
 
 
 class Lease(Record, frozen=True):
-    """The right of one tenant to a bundle of resources on one node until `deadline_s` (seconds since the epoch)."""
+    """The right of one tenant to a bundle of resources on one node until `deadline_s` (epoch seconds)."""
 
     lease: LeaseId
     tenant: TenantId

@@ -1,7 +1,7 @@
 """One frozen, typed settings object, read once. A misspelt key is refused with its path.
 
-Order of precedence: environment (`ISTHMUS_<SECTION>__<FIELD>`), then the TOML file, then the defaults here. Nothing
-else in isthmus reads settings from files or the environment.
+Order of precedence: environment (`ISTHMUS_<SECTION>__<FIELD>`), then the TOML file, then the defaults.
+Nothing else in isthmus reads settings from files or the environment.
 """
 
 import os
@@ -26,13 +26,13 @@ class PoolSettings(Section, frozen=True):
     """One warm pool of leases, named in `[leasing.pools.NAME]`."""
 
     minimum: Annotated[int, Meta(ge=0)] = 0
-    """Forked executors kept ready when nobody calls. More: faster first call; less: less memory. 0: scale to zero."""
+    """Forked executors kept ready when nobody calls. More: quick first calls, more memory. 0: none."""
 
     maximum: Annotated[int, Meta(ge=1)] = 1024
     """Leases of this pool at once, over all tenants."""
 
     idle_s: Annotated[float, Meta(gt=0)] = 300.0
-    """A lease without a call for this long is ended. Longer holds cores for nothing; shorter makes calls cold."""
+    """A lease without a call for this long is ended. Longer holds idle cores; shorter makes calls cold."""
 
 
 class LeasingSettings(Section, frozen=True):
@@ -40,7 +40,7 @@ class LeasingSettings(Section, frozen=True):
     """Life of a lease without renewal. Longer wastes cores after a client's crash; shorter costs renewals."""
 
     grace_s: Annotated[float, Meta(ge=0)] = 2.0
-    """Time that running calls get when a lease is taken back. Longer hurts the owner who waits for the cores."""
+    """Time that running calls get when a lease is taken back. Longer hurts the owner who waits for them."""
 
     tick_s: Annotated[float, Meta(gt=0)] = 0.5
     """Period of the reconcile loop. Shorter notices lost leases sooner and costs idle CPU."""
@@ -72,13 +72,13 @@ class NodeSettings(Section, frozen=True):
     """Memory that it may lease, like "8GiB". Empty: 80 % of the machine's (or its cgroup's)."""
 
     isolation: Annotated[str, Meta(pattern="^(auto|cgroup-v2|cgroup-v1|systemd|none)$")] = "auto"
-    """`auto` takes the strongest that works here and says which; anything else is used or refused at start."""
+    """`auto` takes the strongest that works here and says which; another is used or refused at start."""
 
     meter_s: Annotated[float, Meta(gt=0)] = 1.0
     """Period of metering and heartbeats. Shorter: fresher bills, more idle CPU."""
 
     spin_s: Annotated[float, Meta(ge=0)] = 0.002
-    """How long an executor spins for the next call before it sleeps. Longer: more hot calls, more CPU billed."""
+    """How long an executor spins for the next call before it sleeps. Longer: more hot calls and CPU."""
 
     log_bytes_max: Annotated[int, Meta(ge=4096)] = 16 * 2**20
     """Captured output per lease; older output is dropped beyond it."""
@@ -87,7 +87,7 @@ class NodeSettings(Section, frozen=True):
     """The data plane. `auto`: UCX where it loads, else the plain-Python twin."""
 
     listen: str = ""
-    """Address executors listen at. Empty: a Unix socket in the state directory; "tcp://0.0.0.0:0" for clients afar."""
+    """Address executors listen at. Empty: a Unix socket in the state directory; "tcp://0.0.0.0:0": from afar."""
 
 
 class GatewaySettings(Section, frozen=True):
@@ -122,7 +122,7 @@ class ClientSettings(Section, frozen=True):
     """Its API key. Empty: the key file that `isthmus login` or the local site wrote."""
 
     spin_s: Annotated[float, Meta(ge=0)] = 0.001
-    """How long a caller spins for an answer before it sleeps. Longer: lower latency, more of the caller's CPU."""
+    """How long a caller spins for an answer before it sleeps. Longer: lower latency, more CPU."""
 
     pool_max: Annotated[int, Meta(ge=1)] = 64
     """Leases one client holds at once for one kind of function."""
@@ -161,7 +161,7 @@ def config_path(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings of this process. A missing file is fine unless it was named. Raises SettingsError with the path."""
+    """The settings of this process. A file may be missing unless it was named. Raises SettingsError."""
     named = path is not None or "ISTHMUS_CONFIG" in environ
     path = path or config_path(environ)
     tree: dict[str, Any] = {}

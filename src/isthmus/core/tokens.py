@@ -1,8 +1,8 @@
 """Lease tokens: short-lived signed capabilities bound to tenant, lease and node.
 
-A token is `base64url(claims) "." base64url(HMAC-SHA256(lease key, claims))`. The lease key is derived from the
-site's key and the lease id, so an executor that holds its own lease's key can verify (and at worst forge) tokens for
-that lease only. Not here: API keys (`isthmus.gateway`).
+A token is `base64url(claims) "." base64url(HMAC-SHA256(lease key, claims))`. The lease key is derived
+from the site's key and the lease id, so an executor, which holds its own lease's key, can verify (and at
+worst forge) tokens for that lease only. Not here: API keys (`isthmus.gateway`).
 Source: RFC 2104 (HMAC); the derivation is HKDF-like with the lease id as info (RFC 5869).
 """
 
@@ -37,9 +37,11 @@ def sign(claims: Claims, key: bytes) -> str:
 
 
 def verify(token: str, key: bytes, lease: LeaseId, now_s: float) -> Claims:
-    """The claims of a token that this lease's key signed and that has not expired. Raises TokenError, nothing else."""
+    """The claims of a token that this lease's key signed and that has not expired. Raises TokenError."""
     if len(token) > TOKEN_BYTES_MAX:
-        raise TokenError(f"lease token is {len(token)} characters long, at most {TOKEN_BYTES_MAX} are accepted")
+        raise TokenError(
+            f"lease token is {len(token)} characters long, at most {TOKEN_BYTES_MAX} are accepted"
+        )
     body_text, _, signature_text = token.partition(".")
     try:
         body, signature = _from_text(body_text), _from_text(signature_text)
