@@ -87,7 +87,7 @@ class NodeSettings(Section, frozen=True):
     """The data plane. `auto`: UCX where it loads, else the plain-Python twin."""
 
     listen: str = ""
-    """Address executors listen at. Empty: a Unix socket in the state directory; "tcp://0.0.0.0:0": from afar."""
+    """Where executors listen. Empty: a Unix socket in the state directory. "tcp://0.0.0.0:0": reachable from afar."""
 
 
 class GatewaySettings(Section, frozen=True):

@@ -1,4 +1,5 @@
 import pytest
+
 from benchmarks.harness.promises import Promise, judge, load
 from benchmarks.harness.samples import summarise
 

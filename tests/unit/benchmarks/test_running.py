@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from benchmarks import __main__ as command
 from benchmarks.harness import machine, report, running
 from benchmarks.harness.running import Subject, SubjectFailedError, run_subject

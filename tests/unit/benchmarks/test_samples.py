@@ -1,7 +1,8 @@
 import pytest
-from benchmarks.harness.samples import percentile, summarise, unit_of
 from hypothesis import given
 from hypothesis import strategies as st
+
+from benchmarks.harness.samples import percentile, summarise, unit_of
 
 SAMPLES = st.lists(st.floats(0, 1e9, allow_nan=False), min_size=1, max_size=200)
 

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import typer.main
-from tests.live.commands import commander
 from typer.testing import CliRunner
 
 from isthmus.cli.main import app
+from tests.live.commands import commander
 
 
 def _walk(command, path=()):

@@ -8,8 +8,6 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from tests.simulation.virtual_time import VirtualClock, VirtualLoop, run_virtually
-
 from isthmus.core.errors import IsthmusError, SiteUnavailableError
 from isthmus.core.ids import ExecutorId, LeaseId, NodeId, TenantId
 from isthmus.core.model import EndReason, Enforcement, ExecutorInfo, Node, Principal, Quota, Usage
@@ -30,6 +28,7 @@ from isthmus.node.messages import (
 )
 from isthmus.platforms import MemoryPlatform
 from isthmus.policy import ALLOW_ALL, PolicySet
+from tests.simulation.virtual_time import VirtualClock, VirtualLoop, run_virtually
 
 SETTINGS = LeasingSettings(
     lease_s=30.0,

@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-from tests.unit.leasing.rooms import ADMIN, ALICE, BOB, SETTINGS, Room, in_a_room, limited
 
 from isthmus.core import tokens
 from isthmus.core.api import LeaseRequest
@@ -32,6 +31,7 @@ from isthmus.node.messages import (
     Warm,
 )
 from isthmus.policy import load_policies
+from tests.unit.leasing.rooms import ADMIN, ALICE, BOB, SETTINGS, Room, in_a_room, limited
 
 ONE = LeaseRequest(resources=Resources(cores=1))
 FOUR = LeaseRequest(resources=Resources(cores=4))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.unit.policy.situations import demand, node, snapshot
 
 from isthmus.core.api import FunctionSummary
 from isthmus.core.ids import LeaseId, NodeId, RequestId, TenantId
@@ -18,6 +17,7 @@ from isthmus.leasing import Ledger, LedgerError
 from isthmus.leasing import ledger as ledger_module
 from isthmus.leasing.ledger import Batch, Transition
 from isthmus.policy import ALLOW_ALL, Logged, decide
+from tests.unit.policy.situations import demand, node, snapshot
 
 ALICE, BOB = TenantId("alice"), TenantId("bob")
 

@@ -4,12 +4,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.unit.node.test_records import RECORD
 
 from isthmus.core.ids import LeaseId
 from isthmus.node.isolation import Rlimits, Share
 from isthmus.node.metering import function_uses, idle_s, lease_usage
 from isthmus.node.page import BUSY, CALLS, CPU, ERRORS, LAST, RUNNING, SPIN, Page, Row
+from tests.unit.node.test_records import RECORD
 
 S = 10**9
 

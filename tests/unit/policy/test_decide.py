@@ -4,12 +4,12 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.policy.situations import demand, elastic, node, snapshot
 
 from isthmus.core.model import LeaseClass, Quota
 from isthmus.policy import ALLOW_ALL, Decision, decide, in_words, load_policies
 from isthmus.policy.decide import CANDIDATES_MAX, SHAPES_MAX
 from isthmus.policy.snapshot import Holding, Pool, SnapshotRecord, from_record
+from tests.unit.policy.situations import demand, elastic, node, snapshot
 
 
 def _rule(name: str, then: str, when: str = "true", **parameters: object) -> str:

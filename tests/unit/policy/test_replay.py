@@ -1,8 +1,7 @@
 """The decision log, judged again."""
 
-from tests.unit.policy.situations import demand, node, snapshot
-
 from isthmus.policy import ALLOW_ALL, Logged, decide, load_policies, replay
+from tests.unit.policy.situations import demand, node, snapshot
 
 
 def _log() -> list[Logged]:
