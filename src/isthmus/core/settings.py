@@ -87,7 +87,7 @@ class NodeSettings(Section, frozen=True):
     """The data plane. `auto`: UCX where it loads, else the plain-Python twin."""
 
     listen: str = ""
-    """Where executors listen. Empty: a Unix socket in the state directory. "tcp://0.0.0.0:0": reachable from afar."""
+    """Where executors listen. Empty: a Unix socket in the state directory. "tcp://0.0.0.0:0": any network."""
 
 
 class GatewaySettings(Section, frozen=True):
