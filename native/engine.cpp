@@ -31,7 +31,11 @@ constexpr std::uint64_t drain_orderly_ns = 1'000'000'000;  // ... of one that sa
 constexpr std::uint64_t linger_ns = 1'000'000'000;         // how long close() waits for our own last words
 constexpr unsigned quiet_rounds_enough = 3;
 constexpr unsigned rounds_per_clock = 16;
+constexpr unsigned lock_rounds = 200;         // tries before a thread sleeps until the driver lets go
+constexpr unsigned busy_rounds_brief = 16;    // a queue that is full for a moment only
+constexpr unsigned busy_rounds_long = 2'000;  // some milliseconds: from then on nap 1 ms each
 constexpr std::size_t ready_max = 64;
+constexpr const char* queue_slots = "1024";
 constexpr std::uint32_t channel_ids_max = 1U << 24;
 
 void relax() {
@@ -42,6 +46,15 @@ void relax() {
 
 void check(const UcxLibrary& ucx, ucs_status_t status, const char* what) {
     if (status != UCS_OK) throw std::runtime_error(std::string(what) + ": " + ucx.ucs_status_string(status));
+}
+
+// Shared-memory queues with room for several full channels: with UCX's own 256 slots, the frames of one that
+// has all its credits in flight wait in UCX (13 % slower on a shared core). What the site has set stays.
+void widen_queues(const UcxLibrary& ucx, ucp_config_t* config) {
+    for (const char* name : {"POSIX_FIFO_SIZE", "SYSV_FIFO_SIZE"}) {
+        if (std::getenv((std::string("UCX_") + name).c_str()) == nullptr)
+            ucx.ucp_config_modify(config, name, queue_slots);
+    }
 }
 
 // What a UCX print function writes.
@@ -93,6 +106,7 @@ bool Engine::usable() const { return forks_ == fork_generation(); }
 void Engine::open_worker() {
     ucp_config_t* config = nullptr;
     check(ucx_, ucx_.ucp_config_read(nullptr, nullptr, &config), "UCX settings");
+    widen_queues(ucx_, config);
     ucp_params_t params{};
     params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME;
     params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
@@ -157,7 +171,8 @@ void Engine::free_worker() {
 }
 
 std::vector<std::byte> Engine::address() {
-    const std::lock_guard guard(lock_);
+    lock_outside();
+    const std::lock_guard guard(lock_, std::adopt_lock);
     ucp_address_t* address = nullptr;
     std::size_t length = 0;
     check(ucx_, ucx_.ucp_worker_get_address(worker_, &address, &length), "UCX address");
@@ -168,12 +183,14 @@ std::vector<std::byte> Engine::address() {
 }
 
 std::string Engine::describe() {
-    const std::lock_guard guard(lock_);
+    lock_outside();
+    const std::lock_guard guard(lock_, std::adopt_lock);
     return captured([this](FILE* stream) { ucx_.ucp_context_print_info(context_, stream); });
 }
 
 std::string Engine::describe(Channel& channel) {
-    const std::lock_guard guard(lock_);
+    lock_outside();
+    const std::lock_guard guard(lock_, std::adopt_lock);
     if (channel.endpoint == nullptr) return {};
     return captured([&](FILE* stream) { ucx_.ucp_ep_print_info(channel.endpoint, stream); });
 }
@@ -182,29 +199,38 @@ std::string Engine::describe(Channel& channel) {
 // ---------------------------------------------------------------------------------------------------------
 void Engine::lock_outside() {
     if (lock_.try_lock()) return;
-    lock_wanted_.fetch_add(1);  // the spinning driver makes room
-    lock_.lock();
+    lock_wanted_.fetch_add(1);  // the spinning driver makes room, soon enough not to sleep for it
+    bool locked = false;
+    for (unsigned round = 0; round < lock_rounds && !locked; ++round) {
+        relax();
+        locked = lock_.try_lock();
+    }
+    if (!locked) lock_.lock();
     lock_wanted_.fetch_sub(1);
 }
 
-void Engine::await(std::uint32_t channel_id, std::uint64_t call_id) {
-    const std::lock_guard guard(lock_);
+void Engine::await(const Channel& channel, std::uint64_t call_id) {
     awaited_.active = true;
     awaited_.ready = false;
-    awaited_.channel_id = channel_id;
+    awaited_.channel_id = channel.id;
     awaited_.call_id = call_id;
 }
 
 void Engine::stop_awaiting() {
-    const std::lock_guard guard(lock_);
-    awaited_.active = awaited_.ready = false;
+    if (awaited_.active) {  // written by the driver alone; once it is false, the answer is the driver's too
+        const std::lock_guard guard(lock_);
+        awaited_.active = awaited_.ready = false;
+    }
     awaited_.answer.clear();
 }
 
 Outcome Engine::look() {
     if (!ready_.empty()) return Outcome::attention;
     if (awaited_.active) {
-        if (awaited_.ready) return Outcome::answer;
+        if (awaited_.ready) {
+            awaited_.active = awaited_.ready = false;
+            return Outcome::answer;
+        }
         const Channel* channel = find(awaited_.channel_id);
         if (channel == nullptr || !channel->alive.load(std::memory_order_relaxed)) return Outcome::lost;
     } else if (!inbox_.empty()) {
@@ -217,7 +243,6 @@ Outcome Engine::look() {
 }
 
 Outcome Engine::progress() {
-    const std::lock_guard guard(lock_);
     ucx_.ucp_worker_progress(worker_);
     if (has_failed_.load(std::memory_order_relaxed)) bury_failed();
     return look();
@@ -229,52 +254,77 @@ Outcome Engine::glance(std::uint64_t time_ns) {
         check_descriptors(0);
     }
     const std::lock_guard guard(lock_);
-    if (const Outcome outcome = look(); outcome != Outcome::nothing) return outcome;
-    ucx_.ucp_worker_progress(worker_);
-    if (has_failed_.load(std::memory_order_relaxed)) bury_failed();
-    return look();
+    const Outcome outcome = look();
+    return outcome == Outcome::nothing ? progress() : outcome;
 }
 
 Outcome Engine::spin(std::uint64_t start_ns, std::uint64_t until_ns) {
     Outcome outcome = Outcome::nothing;
     std::uint64_t time_ns = start_ns;
-    for (unsigned round = 1; time_ns < until_ns; ++round) {
-        outcome = progress();
-        if (outcome != Outcome::nothing) break;
-        while (lock_wanted_.load(std::memory_order_relaxed) != 0) relax();
-        relax();
-        if (round % rounds_per_clock != 0) continue;
+    while (outcome == Outcome::nothing && time_ns < until_ns) {
+        outcome = spin_rounds();
         time_ns = now_ns();
-        if (time_ns - checked_ns_ <= descriptor_check_ns) continue;
+        if (outcome != Outcome::nothing || time_ns - checked_ns_ <= descriptor_check_ns) continue;
         checked_ns_ = time_ns;
         check_descriptors(0);
         sched_yield();  // the one we wait for may need this very core
     }
-    counters.spin_ns.fetch_add(now_ns() - start_ns, std::memory_order_relaxed);
+    counters.spin_ns.fetch_add(time_ns - start_ns, std::memory_order_relaxed);
     return outcome;
+}
+
+// As many as are worth one look at the clock, without letting go of the lock unless somebody wants it.
+Outcome Engine::spin_rounds() {
+    const std::lock_guard guard(lock_);
+    Outcome outcome = Outcome::nothing;
+    for (unsigned round = 0; round < rounds_per_clock && outcome == Outcome::nothing; ++round) {
+        if (lock_wanted_.load(std::memory_order_relaxed) != 0) make_room();
+        outcome = progress();
+    }
+    return outcome;
+}
+
+void Engine::make_room() {
+    lock_.unlock();
+    while (lock_wanted_.load(std::memory_order_relaxed) != 0) relax();
+    lock_.lock();
 }
 
 Outcome Engine::sleep(std::uint64_t until_ns) {
     const std::uint64_t nap_until_ns = now_ns() + nap_ns;
     const std::uint64_t native_calls = counters.native_calls.load(std::memory_order_relaxed);
-    for (;;) {
-        if (const Outcome outcome = progress(); outcome != Outcome::nothing) return outcome;
-        if (counters.native_calls.load(std::memory_order_relaxed) != native_calls)
-            return Outcome::interrupted;
+    for (unsigned busy_rounds = 0;;) {
+        bool busy = false;
         {
             const std::lock_guard guard(lock_);
-            if (ucx_.ucp_worker_arm(worker_) == UCS_ERR_BUSY) continue;
+            if (const Outcome outcome = progress(); outcome != Outcome::nothing) return outcome;
+            if (counters.native_calls.load(std::memory_order_relaxed) != native_calls)
+                return Outcome::interrupted;
+            busy = ucx_.ucp_worker_arm(worker_) == UCS_ERR_BUSY;
         }
+        if (busy && ++busy_rounds < busy_rounds_brief) continue;
         const std::uint64_t time_ns = now_ns();
         if (time_ns >= until_ns) return Outcome::nothing;
         if (time_ns >= nap_until_ns) return Outcome::interrupted;
-        const std::uint64_t left_ns = std::min(until_ns, nap_until_ns) - time_ns;
-        counters.sleeps.fetch_add(1, std::memory_order_relaxed);
         errno = 0;
-        check_descriptors(static_cast<int>((left_ns + 999'999) / 1'000'000));
+        if (busy) {
+            make_way(busy_rounds);
+        } else {
+            const std::uint64_t left_ns = std::min(until_ns, nap_until_ns) - time_ns;
+            counters.sleeps.fetch_add(1, std::memory_order_relaxed);
+            check_descriptors(static_cast<int>((left_ns + 999'999) / 1'000'000));
+        }
         checked_ns_ = now_ns();
         if (errno == EINTR) return Outcome::interrupted;
     }
+}
+
+// UCX will not be armed while a send waits for room in the peer's queue, and nothing tells when there is
+// some: the peer may need this very core to make it, or may be stopped for long.
+void Engine::make_way(unsigned busy_rounds) {
+    const bool long_busy = busy_rounds > busy_rounds_long;
+    check_descriptors(long_busy ? 1 : 0);
+    if (!long_busy) sched_yield();
 }
 
 void Engine::check_descriptors(int timeout_ms) {
@@ -325,13 +375,15 @@ void Engine::unwatch(int descriptor) {
 }
 
 std::vector<void*> Engine::take_released() {
-    const std::lock_guard guard(lock_);
+    lock_outside();
+    const std::lock_guard guard(lock_, std::adopt_lock);
     has_released_ = false;
     return std::exchange(released_, {});
 }
 
 std::vector<NativeFailure> Engine::take_native_failures() {
-    const std::lock_guard guard(lock_);
+    lock_outside();
+    const std::lock_guard guard(lock_, std::adopt_lock);
     has_native_failures_ = false;
     return std::exchange(native_failures_, {});
 }

@@ -66,6 +66,7 @@ struct Outgoing {
     std::span<const Bytes> data;
     void* owner = nullptr;
     bool transient = false;  // the bytes do not outlive the call: copy them whatever their size
+    bool awaits = false;     // by the driver: the answer goes to answer(), not to the inbox
 };
 
 class Engine {
@@ -109,7 +110,7 @@ class Engine {
     bool has_functions() const { return has_functions_.load(std::memory_order_relaxed); }
 
     // Driving.
-    void await(std::uint32_t channel_id, std::uint64_t call_id);
+    // After a send that awaits its answer, whatever became of it.
     void stop_awaiting();
     Outcome glance(std::uint64_t time_ns);
     Outcome spin(std::uint64_t start_ns, std::uint64_t until_ns);
@@ -164,8 +165,12 @@ class Engine {
     void open_descriptors();
     void free_worker();
     void lock_outside();
+    void await(const Channel& channel, std::uint64_t call_id);
     Outcome look();
     Outcome progress();
+    Outcome spin_rounds();
+    void make_room();
+    void make_way(unsigned busy_rounds);
     void check_descriptors(int timeout_ms);
     void bury_failed();
     void drain(Channel& channel, std::uint64_t frames_expected);

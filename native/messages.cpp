@@ -44,6 +44,7 @@ constexpr std::array<std::byte, Pool::alignment_bytes> padding{};
 SendStatus Engine::send(Channel& channel, const Outgoing& outgoing) {
     lock_outside();
     const std::lock_guard guard(lock_, std::adopt_lock);
+    if (outgoing.awaits) await(channel, outgoing.header.call_id);
     if (channel.alive && channel.sends_outstanding >= sends_outstanding_max) return SendStatus::full;
     return send_locked(channel, outgoing);
 }

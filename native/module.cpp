@@ -1,6 +1,6 @@
-// module.cpp: the engine as Python sees it. Converts, drops the GIL and calls; what it decides is only when
-// to drop it. Invariant: the GIL is never taken while the engine's lock is held. `Engine` and `Link` are the
-// bases of UcxDomain and UcxChannel (fabric/ucx.py), so that poll, send and call are single native calls.
+// module.cpp: what Python sees of the engine. Only converts and calls. `Engine` (a Domain here) and `Link`
+// are the bases of UcxDomain and UcxChannel (fabric/ucx.py), so that poll, send and call are single native
+// calls.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -9,134 +9,22 @@
 
 #include <dlfcn.h>
 
-#include <algorithm>
-#include <cmath>
-#include <deque>
 #include <optional>
 
-#include "engine.hpp"
-#include "turns.hpp"
+#include "domain.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
 
-using isthmus::Bytes;
 using isthmus::Channel;
+using isthmus::Data;
+using isthmus::Domain;
+using isthmus::Envelope;
 using isthmus::FrameHeader;
 using isthmus::Kind;
-using isthmus::Message;
-using isthmus::now_ns;
-using isthmus::Outcome;
-using isthmus::Outgoing;
-using isthmus::SendStatus;
 
-constexpr std::uint64_t gil_spin_ns = 5'000;  // an answer in this time is not worth two switches of the GIL
-constexpr std::uint64_t signal_check_ns = 5'000'000;  // how long a spinning thread may ignore a signal
-constexpr std::uint64_t tick_ns = 500'000'000;
-constexpr Py_ssize_t meta_copied_bytes =
-    isthmus::Sending::meta_inline_bytes / 2;  // always travels in the header
-constexpr std::size_t large_bytes = std::size_t{1} << 20;
-constexpr int frame_fields = 9;
-
-std::uint64_t later(std::uint64_t start_ns, double duration_s) {
-    if (!(duration_s > 0)) return start_ns;
-    return duration_s > 1e9 ? isthmus::forever_ns : start_ns + static_cast<std::uint64_t>(duration_s * 1e9);
-}
-
-// data
-// ------------------------------------------------------------------------------------------------------------
-// Received data as a writable Python buffer; the pool gets it back when the last view is gone.
-struct Data {
-    isthmus::Buffer buffer;
-};
-
-int data_get_buffer(PyObject* self, Py_buffer* view, int flags) {
-    const isthmus::Buffer& buffer = nb::inst_ptr<Data>(self)->buffer;
-    return PyBuffer_FillInfo(view, self, buffer.data(), static_cast<Py_ssize_t>(buffer.size()), 0, flags);
-}
-
-PyType_Slot data_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(data_get_buffer)}, {0, nullptr}};
-
-nb::object to_memoryview(isthmus::Buffer&& buffer) {
-    nb::object data = nb::cast(Data{std::move(buffer)}, nb::rv_policy::move);
-    PyObject* view = PyMemoryView_FromObject(data.ptr());
-    if (view == nullptr) throw nb::python_error();
-    return nb::steal(view);
-}
-
-// The Python buffers of one send, held until UCX is done with them.
-struct Views {
-    std::vector<Py_buffer> buffers;
-    std::vector<Bytes> spans;
-
-    Views() = default;
-    Views(const Views&) = delete;
-    Views& operator=(const Views&) = delete;
-    ~Views() {
-        for (Py_buffer& buffer : buffers) PyBuffer_Release(&buffer);
-    }
-    Bytes add(PyObject* object) {
-        Py_buffer buffer;
-        if (PyObject_GetBuffer(object, &buffer, PyBUF_SIMPLE) != 0) throw nb::python_error();
-        buffers.push_back(buffer);
-        return {static_cast<const std::byte*>(buffer.buf), static_cast<std::size_t>(buffer.len)};
-    }
-};
-
-// The arguments of a send, as the engine wants them.
-class Envelope {
- public:
-    Envelope(nb::handle meta, nb::handle data) {
-        set_meta(meta.ptr());
-        if (!data.is_none()) set_data(data.ptr());
-        outgoing.owner = views_.get();
-    }
-    // The engine has taken the owner over.
-    void sent() { static_cast<void>(views_.release()); }
-
-    // Is copying the data worth letting other threads run?
-    bool is_large() const {
-        std::size_t total = 0;
-        for (const Bytes piece : outgoing.data) total += piece.size();
-        return total > large_bytes;
-    }
-
-    Outgoing outgoing{};
-
- private:
-    Views& views() {
-        if (!views_) views_ = std::make_unique<Views>();
-        return *views_;
-    }
-    void set_meta(PyObject* meta) {
-        if (PyBytes_CheckExact(meta) && PyBytes_GET_SIZE(meta) <= meta_copied_bytes) {
-            outgoing.meta = {reinterpret_cast<const std::byte*>(PyBytes_AS_STRING(meta)),
-                             static_cast<std::size_t>(PyBytes_GET_SIZE(meta))};
-        } else {  // may be read after the call, so it must be immutable
-            const nb::object bytes = nb::steal(PyBytes_FromObject(meta));
-            if (!bytes.is_valid()) throw nb::python_error();
-            outgoing.meta = views().add(bytes.ptr());
-        }
-    }
-    void set_data(PyObject* data) {
-        if (PyTuple_CheckExact(data) && PyTuple_GET_SIZE(data) == 0) return;
-        const nb::object items = nb::steal(PySequence_Fast(data, "data must be a sequence of buffers"));
-        if (!items.is_valid()) throw nb::python_error();
-        const Py_ssize_t count = PySequence_Fast_GET_SIZE(items.ptr());
-        for (Py_ssize_t index = 0; index < count; ++index) {
-            const Bytes bytes = views().add(PySequence_Fast_GET_ITEM(items.ptr(), index));
-            if (!bytes.empty()) views().spans.push_back(bytes);
-        }
-        if (views_) outgoing.data = views_->spans;
-    }
-
-    std::unique_ptr<Views> views_;
-};
-
-// Domain
-// ----------------------------------------------------------------------------------------------------------
 std::optional<isthmus::UcxLibrary>& library() {
     static auto* loaded = new std::optional<isthmus::UcxLibrary>;  // outlives every engine
     return *loaded;
@@ -150,300 +38,6 @@ std::pair<std::string, std::string> load(const std::string& path) {
 const isthmus::UcxLibrary& loaded_library() {
     if (!library()) throw std::runtime_error("load() a UCX library first");
     return *library();
-}
-
-class Domain {
- public:
-    Domain(nb::type_object frame_type, nb::object lost_error, nb::object fabric_error)
-        : engine(loaded_library()),
-          frame_type_(frame_type.release().ptr()),
-          lost_error_(lost_error.release().ptr()),
-          fabric_error_(fabric_error.release().ptr()) {}
-    ~Domain() {
-        if (engine.usable()) engine.close();
-        release_views();
-        for (PyObject* frame : side_) Py_DECREF(frame);
-        Py_DECREF(frame_type_);
-        Py_DECREF(lost_error_);
-        Py_DECREF(fabric_error_);
-    }
-    Domain(const Domain&) = delete;
-    Domain& operator=(const Domain&) = delete;
-
-    void require_usable() const {
-        if (!engine.usable())
-            fail(fabric_error_, "this domain belongs to the parent process; open a new one after a fork");
-        if (engine.is_closed()) fail(fabric_error_, "the domain is closed");
-    }
-    [[noreturn]] void fail_lost(const char* why) const { fail(lost_error_, why); }
-    [[noreturn]] void fail_fabric(const char* why) const { fail(fabric_error_, why); }
-
-    nb::object poll(nb::handle self, double timeout_s, double spin_s);
-    nb::object call(nb::handle self, Channel& channel, Envelope& envelope, double spin_s, double timeout_s);
-    bool send(Channel& channel, Envelope& envelope);
-    void close();
-
-    // A frame that did not come by UCX; the next poll returns it.
-    void push(nb::object frame) {
-        side_.push_back(frame.release().ptr());
-        engine.interrupt();
-    }
-    void want_ticks(bool wanted) { ticks_wanted_ = wanted; }
-    void release_views() {
-        if (!engine.has_released()) return;
-        for (void* views : engine.take_released()) delete static_cast<Views*>(views);
-    }
-
-    isthmus::Engine engine;
-
- private:
-    // The right to drive; not taken when this very thread has it already (a signal handler inside `attend`).
-    class Turn {
-     public:
-        explicit Turn(Domain& domain) : domain_(domain) {
-            const unsigned long self = PyThread_get_thread_ident();
-            if (domain.driver_.load(std::memory_order_relaxed) == self) return;
-            if (!domain.turns_.try_take()) wait();
-            domain.driver_.store(self, std::memory_order_relaxed);
-            taken_ = true;
-        }
-        ~Turn() {
-            if (taken_) pass_on();
-        }
-        Turn(const Turn&) = delete;
-        Turn& operator=(const Turn&) = delete;
-        bool taken() const { return taken_; }
-        // Let those go first who wait.
-        void yield() {
-            pass_on();
-            wait();
-            domain_.driver_.store(PyThread_get_thread_ident(), std::memory_order_relaxed);
-        }
-
-     private:
-        void wait() {
-            const nb::gil_scoped_release release;
-            domain_.engine.turns_wanted.fetch_add(1);
-            domain_.engine.interrupt();
-            domain_.turns_.take();
-            domain_.engine.turns_wanted.fetch_sub(1);
-        }
-        void pass_on() {
-            domain_.driver_.store(0, std::memory_order_relaxed);
-            domain_.turns_.release();
-        }
-        Domain& domain_;
-        bool taken_ = false;
-    };
-
-    [[noreturn]] static void fail(PyObject* type, const char* why) {
-        PyErr_SetString(type, why);
-        throw nb::python_error();
-    }
-    static void check_signals() {
-        if (PyErr_CheckSignals() != 0) throw nb::python_error();
-    }
-
-    Outcome drive(nb::handle self, Turn& turn, bool may_yield, std::uint64_t spin_until_ns,
-                  std::uint64_t until_ns);
-    Outcome wait(std::uint64_t time_ns, std::uint64_t spin_until_ns, std::uint64_t until_ns);
-    void attend(nb::handle self);
-    void tick(nb::handle self, std::uint64_t time_ns);
-    nb::object take_side();
-    nb::object take_frame();
-    nb::object to_frame(Message& message) const;
-
-    isthmus::Turns turns_;
-    std::atomic<unsigned long> driver_{0};
-    std::deque<PyObject*> side_;
-    bool ticks_wanted_ = false;
-    std::uint64_t ticked_ns_ = 0;
-    PyObject* frame_type_;
-    PyObject* lost_error_;
-    PyObject* fabric_error_;
-};
-
-nb::object Domain::to_frame(Message& message) const {
-    const FrameHeader& header = message.header;
-    auto* type = reinterpret_cast<PyTypeObject*>(frame_type_);
-    nb::object frame = nb::steal(type->tp_alloc(type, frame_fields));
-    if (!frame.is_valid()) throw nb::python_error();
-    const Bytes meta = message.meta();
-    const std::array<PyObject*, frame_fields> fields{
-        PyLong_FromUnsignedLong(header.channel_id),
-        PyLong_FromLong(static_cast<long>(header.kind)),
-        PyLong_FromUnsignedLongLong(header.call_id),
-        PyLong_FromUnsignedLong(header.function_id),
-        PyLong_FromLong(header.flags),
-        PyLong_FromUnsignedLongLong(header.deadline_ns),
-        PyLong_FromUnsignedLong(header.credits),
-        PyBytes_FromStringAndSize(reinterpret_cast<const char*>(meta.data()),
-                                  static_cast<Py_ssize_t>(meta.size())),
-        message.data ? to_memoryview(std::move(message.data)).release().ptr() : Py_NewRef(Py_None),
-    };
-    for (Py_ssize_t index = 0; index < frame_fields; ++index)
-        PyTuple_SET_ITEM(frame.ptr(), index, fields[static_cast<std::size_t>(index)]);
-    if (std::ranges::find(fields, nullptr) != fields.end()) throw nb::python_error();
-    return frame;
-}
-
-nb::object Domain::take_side() {
-    if (side_.empty()) return nb::none();
-    PyObject* frame = side_.front();
-    side_.pop_front();
-    return nb::steal(frame);
-}
-
-// The inbox's first frame that is for Python, or None.
-nb::object Domain::take_frame() {
-    Message message;
-    while (engine.take(message)) {
-        if (message.header.kind == Kind::call && engine.has_functions()) {
-            const nb::gil_scoped_release release;
-            if (engine.answer_late(message)) continue;
-        }
-        return to_frame(message);
-    }
-    return nb::none();
-}
-
-void Domain::attend(nb::handle self) {
-    for (const isthmus::NativeFailure& failure : engine.take_native_failures())
-        self.attr("_native_failed")(failure.channel_id, failure.call_id, failure.function_id, failure.code);
-    for (const isthmus::Ready& ready : engine.take_ready())
-        self.attr("_attend")(ready.descriptor, ready.events);
-}
-
-// Handshakes have deadlines that no descriptor reports.
-void Domain::tick(nb::handle self, std::uint64_t time_ns) {
-    if (time_ns - ticked_ns_ < tick_ns) return;
-    ticked_ns_ = time_ns;
-    self.attr("_attend")(-1, 0);
-}
-
-// Without the GIL: spin, then sleep, but not past the next look for signals.
-Outcome Domain::wait(std::uint64_t time_ns, std::uint64_t spin_until_ns, std::uint64_t until_ns) {
-    const nb::gil_scoped_release release;
-    if (time_ns >= spin_until_ns) return engine.sleep(until_ns);
-    const std::uint64_t pause_ns = std::min({spin_until_ns, until_ns, time_ns + signal_check_ns});
-    const Outcome outcome = engine.spin(time_ns, pause_ns);
-    return outcome == Outcome::nothing ? Outcome::interrupted : outcome;
-}
-
-Outcome Domain::drive(nb::handle self, Turn& turn, bool may_yield, std::uint64_t spin_until_ns,
-                      std::uint64_t until_ns) {
-    const std::uint64_t spin_ns =
-        engine.has_functions() ? spin_until_ns - std::min(spin_until_ns, now_ns()) : 0;
-    std::uint64_t native_calls = engine.counters.native_calls.load(std::memory_order_relaxed);
-    for (;;) {
-        std::uint64_t time_ns = now_ns();
-        if (const std::uint64_t served = engine.counters.native_calls.load(std::memory_order_relaxed);
-            served != native_calls) {
-            native_calls = served;
-            spin_until_ns = std::min(time_ns + spin_ns, until_ns);  // whoever called may call again at once
-        }
-        if (ticks_wanted_) tick(self, time_ns);
-        Outcome outcome = Outcome::nothing;
-        if (engine.has_functions()) {
-            const nb::gil_scoped_release release;
-            outcome = engine.glance(time_ns);
-        } else {
-            outcome = engine.glance(time_ns);
-            const std::uint64_t brief_until_ns = std::min({spin_until_ns, until_ns, time_ns + gil_spin_ns});
-            if (outcome == Outcome::nothing && time_ns < brief_until_ns) {
-                outcome = engine.spin(time_ns, brief_until_ns);
-                time_ns = brief_until_ns;
-            }
-        }
-        if (outcome == Outcome::nothing) {
-            if (time_ns >= until_ns) return outcome;
-            outcome = wait(time_ns, spin_until_ns, until_ns);
-        }
-        switch (outcome) {
-            case Outcome::attention:
-                attend(self);
-                if (may_yield && !side_.empty()) return Outcome::nothing;
-                break;
-            case Outcome::interrupted:
-                check_signals();
-                break;
-            case Outcome::woken:
-                if (engine.take_wake()) return outcome;
-                if (may_yield && engine.turns_wanted.load() != 0) turn.yield();
-                break;
-            case Outcome::nothing:
-                break;
-            default:
-                return outcome;
-        }
-        release_views();
-    }
-}
-
-nb::object Domain::poll(nb::handle self, double timeout_s, double spin_s) {
-    require_usable();
-    Turn turn(*this);
-    if (!side_.empty()) return take_side();
-    if (!turn.taken()) return take_frame();
-    const std::uint64_t start_ns = now_ns();
-    const std::uint64_t until_ns = later(start_ns, timeout_s);
-    const std::uint64_t spin_until_ns = std::min(later(start_ns, spin_s), until_ns);
-    for (;;) {
-        const Outcome outcome = drive(self, turn, true, spin_until_ns, until_ns);
-        release_views();
-        if (!side_.empty()) return take_side();
-        if (outcome != Outcome::message) return nb::none();
-        if (nb::object frame = take_frame(); !frame.is_none()) return frame;
-    }
-}
-
-bool Domain::send(Channel& channel, Envelope& envelope) {
-    SendStatus status{};
-    if (envelope.is_large()) {
-        const nb::gil_scoped_release release;
-        status = engine.send(channel, envelope.outgoing);
-    } else {
-        status = engine.send(channel, envelope.outgoing);
-    }
-    if (status == SendStatus::sent) envelope.sent();
-    release_views();
-    if (status == SendStatus::lost) fail_lost("the peer is gone");
-    return status == SendStatus::sent;
-}
-
-nb::object Domain::call(nb::handle self, Channel& channel, Envelope& envelope, double spin_s,
-                        double timeout_s) {
-    require_usable();
-    Turn turn(*this);
-    if (!turn.taken()) fail_fabric("call() from inside poll() or call() of the same thread");
-    const std::uint64_t start_ns = now_ns();
-    const std::uint64_t until_ns = later(start_ns, timeout_s);
-    const std::uint64_t spin_until_ns = later(start_ns, spin_s);
-    engine.await(channel.id, envelope.outgoing.header.call_id);
-    struct Stop {
-        isthmus::Engine& engine;
-        ~Stop() { engine.stop_awaiting(); }
-    } const stop{engine};
-    while (!send(channel, envelope)) {
-        if (now_ns() >= until_ns) return nb::none();
-        const nb::gil_scoped_release release;
-        engine.spin(now_ns(), now_ns() + gil_spin_ns);
-    }
-    const Outcome outcome = drive(self, turn, false, spin_until_ns, until_ns);
-    release_views();
-    if (outcome == Outcome::answer) return to_frame(engine.answer());
-    if (outcome == Outcome::lost) fail_lost(channel.closed ? "the channel is closed" : "the peer is gone");
-    return nb::none();
-}
-
-void Domain::close() {
-    if (!engine.usable() || engine.is_closed()) return;
-    Turn turn(*this);
-    {
-        const nb::gil_scoped_release release;
-        engine.close();
-    }
-    release_views();
 }
 
 // Link
@@ -527,8 +121,13 @@ nb::dict counters(const Domain& domain) {
 
 void bind_engine(nb::module_& module) {
     nb::class_<Domain>(module, "Engine", nb::is_weak_referenceable(), "Base of UcxDomain.")
-        .def(nb::init<nb::type_object, nb::object, nb::object>(), "frame_type"_a, "lost_error"_a,
-             "fabric_error"_a)
+        .def(
+            "__init__",
+            [](Domain* self, nb::type_object frame_type, nb::object lost_error, nb::object fabric_error) {
+                new (self) Domain(loaded_library(), std::move(frame_type), std::move(lost_error),
+                                  std::move(fabric_error));
+            },
+            "frame_type"_a, "lost_error"_a, "fabric_error"_a)
         .def(
             "poll",
             [](nb::handle_t<Domain> self, double timeout_s, double spin_s) {
@@ -615,13 +214,13 @@ NB_MODULE(_ucx, module) {
                 {"credits", offsetof(FrameHeader, credits)},
                 {"meta_bytes", offsetof(FrameHeader, meta_bytes)},
                 {"data_bytes", offsetof(FrameHeader, data_bytes)},
-                {"reserved", offsetof(FrameHeader, sequence)},
+                {"sequence", offsetof(FrameHeader, sequence)},
                 {"end", sizeof(FrameHeader)},
             };
         },
         "Where each field of the 64-byte header begins; compared with frames.py by a test.");
 
-    const nb::class_<Data> data(module, "Data", nb::type_slots(data_slots),
+    const nb::class_<Data> data(module, "Data", nb::type_slots(isthmus::data_slots()),
                                 "Received bytes, behind a memoryview.");
     bind_engine(module);
     bind_link(module);

@@ -50,8 +50,9 @@ struct Pair {
 };
 
 SendStatus send(Engine& engine, Channel& channel, std::uint64_t call_id, Bytes meta,
-                std::vector<Bytes> data = {}, Kind kind = Kind::call) {
+                std::vector<Bytes> data = {}, Kind kind = Kind::call, bool awaits = false) {
     Outgoing outgoing{};
+    outgoing.awaits = awaits;
     outgoing.header.kind = kind;
     outgoing.header.call_id = call_id;
     outgoing.header.function_id = 3;
@@ -123,10 +124,14 @@ void strangers_are_dropped_and_counted(const isthmus::UcxLibrary& ucx) {
     pair.end_a->peer_id = 77;
     CHECK(send(pair.a, *pair.end_a, 2, bytes_of("lost")) == SendStatus::sent);
     pair.end_a->peer_id = 5;
+    Outgoing unknown{};
+    unknown.header.kind = Kind::call;
+    unknown.header.flags = isthmus::flags_known + 1;
+    CHECK(pair.a.send(*pair.end_a, unknown) == SendStatus::sent);
     pair.end_a->sequence_out = 0;
     CHECK(send(pair.a, *pair.end_a, 3, bytes_of("mine")) == SendStatus::sent);
     CHECK(receive(pair).header.call_id == 3);
-    CHECK(pair.b.counters.frames_dropped == 2);
+    CHECK(pair.b.counters.frames_dropped == 3);
 }
 
 void a_full_channel_refuses_and_loses_nothing(const isthmus::UcxLibrary& ucx) {
@@ -139,7 +144,7 @@ void a_full_channel_refuses_and_loses_nothing(const isthmus::UcxLibrary& ucx) {
 
 void an_answer_is_kept_apart(const isthmus::UcxLibrary& ucx) {
     Pair pair(ucx);
-    pair.b.await(5, 2);
+    CHECK(send(pair.b, *pair.end_b, 2, {}, {}, Kind::call, true) == SendStatus::sent);
     CHECK(send(pair.a, *pair.end_a, 1, bytes_of("other"), {}, Kind::result) == SendStatus::sent);
     CHECK(send(pair.a, *pair.end_a, 2, bytes_of("mine"), {}, Kind::result) == SendStatus::sent);
     CHECK(wait(pair.b, pair.a) == Outcome::answer && text_of(pair.b.answer().meta()) == "mine");
@@ -190,8 +195,7 @@ void a_lost_channel_says_so_once_and_last(const isthmus::UcxLibrary& ucx) {
     CHECK(lost.header.kind == Kind::lost && lost.header.channel_id == 5 &&
           text_of(lost.meta()) == "the peer is gone");
     CHECK(pair.b.glance(isthmus::now_ns()) == Outcome::nothing);
-    CHECK(send(pair.b, *pair.end_b, 1, {}) == SendStatus::lost);
-    pair.b.await(5, 1);
+    CHECK(send(pair.b, *pair.end_b, 1, {}, {}, Kind::call, true) == SendStatus::lost);
     CHECK(pair.b.glance(isthmus::now_ns()) == Outcome::lost);
     pair.b.stop_awaiting();
     pair.b.close(*pair.end_b);

@@ -5,7 +5,8 @@ Pure: bytes in, values out. Any bytes give a value or FrameError, nothing else.
 A frame is header, `meta` (in-band bytes: the codec's description of the value) and `data` (out-of-band
 buffers, one after the other; the codec knows where each begins). The same 64 bytes travel in a UCX active
 message and on a socket. `native/frame.hpp` holds the same layout; a golden test compares them. A change of
-any field raises FRAME_VERSION.
+any field raises FRAME_VERSION. A header that says what this version does not know - another version, kind or
+flag - is no frame: a stream with one ends with FrameError, a UCX message with one is dropped and counted.
 
 offset  size  field
      0     2  version          FRAME_VERSION
@@ -19,7 +20,7 @@ offset  size  field
     36     4  credits          frames the receiver of this frame may now have in flight (RESULT, REFUSED)
     40     8  meta_bytes
     48     8  data_bytes
-    56     8  reserved         0
+    56     8  sequence         sockets: 0 (streams are in order); UCX: the frame's place on its channel
 """
 
 import enum
@@ -61,9 +62,12 @@ class Flag(enum.IntFlag):
     NONE = 0
     MORE = 1  # with YIELD: the client paces by credits
     NO_REPLY = 2
-    SHARED = (
-        4  # sockets only: `data` is not in the stream but in a sealed memfd that rides on this frame's bytes
-    )
+    SHARED = 4  # `data` is not in the message but in memory of this machine. Set and cleared by the domains.
+    # sockets: in a sealed memfd that rides on this frame's bytes
+    # UCX: in the sender's arena, at the offset that the 8 bytes behind `meta` tell
+
+
+FLAGS_KNOWN = Flag.MORE | Flag.NO_REPLY | Flag.SHARED
 
 
 class Header(NamedTuple):
@@ -84,16 +88,16 @@ def pack_header(header: Header) -> bytes:
 
 
 def unpack_header(data: bytes | bytearray | memoryview) -> Header:
-    """Raises FrameError when the bytes are no header of this version or announce impossible sizes."""
+    """A header from a socket. Raises FrameError when it is of no known kind or announces impossible sizes."""
     if len(data) != HEADER_BYTES:
         raise FrameError(f"a frame header has {HEADER_BYTES} bytes, got {len(data)}")
-    version, kind, flags, channel_id, key, call_id, deadline_ns, function_id, credit, meta, size, reserved = (
+    version, kind, flags, channel_id, key, call_id, deadline_ns, function_id, credit, meta, size, sequence = (
         HEADER.unpack(data)
     )
     if version != FRAME_VERSION:
         raise FrameError(f"frame version {version}, this side speaks {FRAME_VERSION}")
-    if not Kind.CALL <= kind <= Kind.PEER or flags > 7 or reserved:
-        raise FrameError(f"not a frame: kind {kind}, flags {flags}, reserved {reserved}")
+    if not Kind.CALL <= kind <= Kind.PEER or flags > FLAGS_KNOWN or sequence:
+        raise FrameError(f"not a frame: kind {kind}, flags {flags}, sequence {sequence}")
     if meta > META_BYTES_MAX or size > DATA_BYTES_MAX:
         raise FrameError(
             f"frame announces {meta} + {size} bytes, limits are {META_BYTES_MAX} + {DATA_BYTES_MAX}"
