@@ -1,24 +1,31 @@
 """Floors that no call can undercut: a memcpy, a blocking ping-pong over a Unix socket, raw UCX.
 
-UCX is measured by its own `ucx_perftest`, which tells the median of half a round trip: one sample a run.
+UCX is measured in C++ (`benchmarks/floors`), with the very library that isthmus loads; where that cannot be
+built, by UCX's own `ucx_perftest`. Either tells a median: one sample a run.
 """
 
 import importlib.util
+import json
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.harness.subject import PAYLOAD_BYTES, Cells, pin_pair, run
+from isthmus.core.errors import FabricError
+from isthmus.fabric import libraries
 
 ASLEEP_S = 0.01  # long enough for the peer to sleep and its core to idle
 _CLOSE = b"\0"
 _UCX_START_S = 5.0
 _UCX_LIMIT_S = 60.0
+_ROOT = Path(__file__).parents[2]
+_BUILD = _ROOT / "build" / "floors"
 
 
 def measure(cells: Cells) -> None:
@@ -65,13 +72,63 @@ def _echo(connection: socket.socket) -> None:
 
 def measure_ucx(cells: Cells) -> None:
     """Active messages, polled by both sides: 1 B there and back; 1 MiB one way."""
+    program = build_floors()
+    if program is not None:
+        _measure_ucx_with(program, cells)
+        return
     perftest = find_perftest()
     if perftest is None:
-        cells.notes.append("raw UCX not measured: no ucx_perftest (it comes with libucx-cu12, or ucx-utils)")
+        cells.notes.append(
+            "raw UCX not measured: neither benchmarks/floors can be built nor ucx_perftest run"
+        )
         return
+    cells.notes.append(f"raw UCX by {perftest}: perhaps not the library that isthmus loads")
     count = 100_000 if cells.budget.samples > 1_000 else 5_000
     cells.value("ucx_round_trip_us", 2 * ucx_latency_us(perftest, 1, count))
     cells.value("ucx_1mib_us", ucx_latency_us(perftest, PAYLOAD_BYTES, count // 50))
+
+
+def _measure_ucx_with(program: Path, cells: Cells) -> None:
+    """By benchmarks/floors, which pins its two sides to the same cores as `pin_pair`."""
+    path = libraries.load().path
+    with libraries.defaults():
+        answer = subprocess.run(
+            [program, path], capture_output=True, text=True, timeout=_UCX_LIMIT_S, check=True
+        )
+    floors = json.loads(answer.stdout)
+    cells.versions["ucx"] = floors["ucx_version"]
+    cells.notes.append(f"raw UCX {floors['ucx_version']} of {path}")
+    cells.value("ucx_round_trip_us", floors["ucx_round_trip_us"])
+    cells.value("ucx_1mib_us", floors["ucx_1mib_round_trip_us"] / 2)
+
+
+def build_floors() -> Path | None:
+    """benchmarks/floors, built in build/floors; None: there is no UCX here, or it cannot be built."""
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    cmake = shutil.which("cmake", path=tools)
+    try:
+        libraries.load()
+    except (FabricError, ImportError):
+        return None
+    if cmake is None:
+        return None
+    configure: list[str | Path] = [
+        cmake,
+        "-S",
+        _ROOT,
+        "-B",
+        _BUILD,
+        "-DISTHMUS_FLOORS=ON",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
+    if not (_BUILD / "CMakeCache.txt").exists():
+        configure += ["-G", "Ninja"] if shutil.which("ninja", path=tools) else []
+    environment = os.environ | {"PATH": tools}
+    for command in (configure, [cmake, "--build", _BUILD, "--target", "floors"]):
+        if subprocess.run(command, env=environment, capture_output=True, check=False).returncode != 0:
+            return None
+    program = _BUILD / "benchmarks" / "floors" / "floors"
+    return program if program.exists() else None
 
 
 def find_perftest() -> Path | None:
