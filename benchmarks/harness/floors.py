@@ -124,7 +124,8 @@ def build_floors() -> Path | None:
     if not (_BUILD / "CMakeCache.txt").exists():
         configure += ["-G", "Ninja"] if shutil.which("ninja", path=tools) else []
     environment = os.environ | {"PATH": tools}
-    for command in (configure, [cmake, "--build", _BUILD, "--target", "floors"]):
+    build: list[str | Path] = [cmake, "--build", _BUILD, "--target", "floors"]
+    for command in (configure, build):
         if subprocess.run(command, env=environment, capture_output=True, check=False).returncode != 0:
             return None
     program = _BUILD / "benchmarks" / "floors" / "floors"

@@ -42,18 +42,6 @@ int32_t reverse(const void *arguments, uint64_t bytes, void *result, uint64_t *r
 """
 
 
-@pytest.fixture(scope="session")
-def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
-    peers = Peers(tmp_path_factory.mktemp("peers"))
-    yield peers
-    peers.stop()
-
-
-@pytest.fixture(params=PAIRS)
-def pair(request: pytest.FixtureRequest) -> Pair:
-    return request.param
-
-
 @pytest.fixture
 def link(pair: Pair, peers: Peers) -> Iterator[tuple[Domain, Channel]]:
     with connected(pair, peers.kept(pair)) as link:

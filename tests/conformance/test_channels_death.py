@@ -29,18 +29,6 @@ NOTICED_S = 1.0
 MIB = 2**20
 
 
-@pytest.fixture(scope="session")
-def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
-    peers = Peers(tmp_path_factory.mktemp("peers"))
-    yield peers
-    peers.stop()
-
-
-@pytest.fixture(params=PAIRS)
-def pair(request: pytest.FixtureRequest) -> Pair:
-    return request.param
-
-
 @pytest.fixture
 def mortal(pair: Pair, peers: Peers) -> Iterator[PeerProcess]:
     """A peer for this test alone."""
