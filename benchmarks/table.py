@@ -73,12 +73,13 @@ def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _caption(document: dict[str, Any]) -> str:
     load = document["load_average"]
-    versions = ", ".join(
+    packages = dict.fromkeys(
         f"{package} {version}"
         for answered in document["versions"].values()
         for package, version in answered.items()
         if package != "python"
     )
+    versions = ", ".join(packages)
     return (
         f"{document['machine']['line']}; {document['started'][:10]}, commit {document['machine']['commit']}; "
         f"{document['rounds']} interleaved rounds, caller and worker pinned to two cores; load "
