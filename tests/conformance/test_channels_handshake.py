@@ -97,8 +97,8 @@ def test_a_refused_client_may_try_again(client: Domain, server: str) -> None:
 
 
 # the calling side meets strangers ---------------------------------------------------------------------------
-def answer_with(data: bytes) -> tuple[socket.socket, str]:
-    """A listener whose callers find `data` waiting."""
+def open_listener() -> tuple[socket.socket, str]:
+    """One that is not isthmus, and its address."""
     listener = socket.create_server(("127.0.0.1", 0))
     host, port = listener.getsockname()
     return listener, f"tcp://{host}:{port}"
@@ -118,16 +118,15 @@ def answer_with(data: bytes) -> tuple[socket.socket, str]:
 def test_a_listener_that_is_not_isthmus_is_named_so(
     client: Domain, data: bytes, kind: type[Exception]
 ) -> None:
-    listener, address = answer_with(data)
+    listener, address = open_listener()
 
     def serve() -> None:
         sock, _ = listener.accept()
-        sock.sendall(data)
-        sock.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(ConnectionResetError):
+        with sock, contextlib.suppress(OSError):  # the caller may have hung up at any point
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
             while sock.recv(65536):
                 pass
-        sock.close()
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -138,7 +137,7 @@ def test_a_listener_that_is_not_isthmus_is_named_so(
 
 
 def test_a_listener_that_never_answers_costs_the_timeout_and_no_more(client: Domain) -> None:
-    listener, address = answer_with(b"")
+    listener, address = open_listener()
     began_s = time.monotonic()
     with pytest.raises(PeerLostError, match=r"0.2 s"):
         client.connect(address, hello(), 0.2)
