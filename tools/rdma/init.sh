@@ -37,6 +37,7 @@ mkdir -p /root/dev/pts /root/sys/fs/cgroup
 mount -t devpts -o mode=620,ptmxmode=666 devpts /root/dev/pts
 mount -t cgroup2 none /root/sys/fs/cgroup
 
+hostname isthmus-guest
 ip link set lo up
 ip addr add 192.0.2.1/24 dev eth0
 ip link set eth0 up
