@@ -15,7 +15,7 @@ AllocationState = Literal["pending", "running", "ended"]
 class Allocation(Record, frozen=True):
     """What the platform gave for one lease; on `local` it is a row in memory, on Slurm a job.
 
-    ends_s      when the platform takes it back at the latest, in seconds since the epoch
+    closes_s    from then on (seconds since the epoch) it takes no calls: the platform ends it soon after
     end_reason  what its end means for the lease, and `detail` why, in words
     """
 
@@ -23,10 +23,9 @@ class Allocation(Record, frozen=True):
     node: NodeId
     state: AllocationState
     resources: Resources
-    ends_s: float = float("inf")
+    closes_s: float = float("inf")
     end_reason: EndReason = EndReason.NODE_LOST
     detail: str = ""
-
 
 
 class Platform(Protocol):
@@ -61,7 +60,7 @@ class Platform(Protocol):
         ...
 
     def agent_of(self, allocation: AllocationId) -> NodeId | None:
-        """The agent that the allocation brings along and that ends with it; None: its node has one for all."""
+        """The agent that comes and ends with the allocation; None: its node has one for all."""
         ...
 
     async def fate(self, allocation: AllocationId) -> Allocation | None:

@@ -104,9 +104,7 @@ class _Judgement:
         if self.refusal is not None and not self.node_verdicts:
             return self._no("deny", "rule", _refused(self.refusal))
         if self.lease_class is LeaseClass.HARVESTED and not self._can_harvest():
-            return self._no(
-                "deny", "class", "no platform here can harvest yet; ask for elastic"
-            )
+            return self._no("deny", "class", "no platform here can harvest yet; ask for elastic")
         if self.demand.lease.pool not in self.snapshot.pools:
             known = ", ".join(sorted(self.snapshot.pools))
             return self._no("deny", "pool", f"no pool named {self.demand.lease.pool!r}; there are {known}")

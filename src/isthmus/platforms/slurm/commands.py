@@ -99,7 +99,6 @@ def start_step(job: int, resources: Resources, program: Sequence[str]) -> Comman
         "--nodes=1",
         "--ntasks=1",
         f"--cpus-per-task={resources.cores}",
-        "--cpu-bind=none",
         "--mem=0",
         "--input=none",
         "--quiet",
@@ -113,15 +112,15 @@ def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """For all commands: times as seconds since the epoch, English words, and no options from elsewhere."""
     foreign = ("SALLOC_", "SBATCH_", "SCANCEL_", "SINFO_", "SQUEUE_", "SLURM_")
     kept = {
-        name: value
-        for name, value in environ.items()
-        if name == "SLURM_CONF" or not name.startswith(foreign)
+        name: value for name, value in environ.items() if name == "SLURM_CONF" or not name.startswith(foreign)
     }
     return {**kept, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C.UTF-8"}
 
 
 def _gres(settings: SlurmSettings, resources: Resources) -> str:
-    return f"gpu:{settings.gpu_type + ':' * bool(settings.gpu_type)}{resources.gpus}" if resources.gpus else ""
+    return (
+        f"gpu:{settings.gpu_type + ':' * bool(settings.gpu_type)}{resources.gpus}" if resources.gpus else ""
+    )
 
 
 def _megabytes(resources: Resources) -> int:

@@ -18,6 +18,7 @@ _MULTIPLE = {"K": 2**10, "M": 2**20, "": 2**20, "G": 2**30, "T": 2**40, "P": 2**
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 _GRANTED = re.compile(r"Granted job allocation (\d+)")
 _STATE = re.compile(r"\bJobState=([A-Z_]+)")
+_PREEMPTED = re.compile(r"\bPreemptTime=\d")
 _REASON = re.compile(r"\bReason=(\S+)")
 _NODE_FLAGS = "*~#!%$@+^-"
 
@@ -27,7 +28,7 @@ class SlurmOutputError(SiteUnavailableError):
 
 
 class Job(Record, frozen=True):
-    """`state` and `reason` in Slurm's own words; `ends_s` since the epoch, infinite where there is no limit."""
+    """`state` and `reason` in Slurm's own words; `ends_s` since the epoch, infinite without a limit."""
 
     job: int
     node: NodeId
@@ -73,11 +74,12 @@ def granted(text: str) -> int:
 
 
 def shown_state(text: str) -> tuple[str, str]:
-    """(state, reason) of `scontrol show job`. Raises SlurmOutputError."""
+    """(state, reason) of `scontrol show job`; PREEMPTED as soon as Slurm has begun to. Raises SlurmOutputError."""
     state, reason = _STATE.search(text), _REASON.search(text)
     if state is None:
         raise SlurmOutputError(f"scontrol showed no job: {_excerpt(text)}")
-    return state[1], reason[1] if reason else "None"
+    is_preempted = state[1] == "COMPLETING" and _PREEMPTED.search(text) is not None
+    return "PREEMPTED" if is_preempted else state[1], reason[1] if reason else "None"
 
 
 def allocation_of(job: Job, site: str) -> AllocationId | None:

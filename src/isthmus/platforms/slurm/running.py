@@ -62,7 +62,9 @@ class RunningHere:
             raise CommandFailedError(f"{command[0]} failed: {_last_line(words)}", words)
         return words
 
-    async def start(self, command: Command, log: Path, environ: Mapping[str, str]) -> asyncio.subprocess.Process:
+    async def start(
+        self, command: Command, log: Path, environ: Mapping[str, str]
+    ) -> asyncio.subprocess.Process:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             return await _spawn(command, environ, stdout=output, stderr=output, start_new_session=True)
