@@ -159,6 +159,8 @@ async def _running(parts: _Parts, listener: socket.socket, stop: asyncio.Event) 
             await parts.platform.start()
             if isinstance(parts.platform, LocalPlatform):
                 await _first_agent(parts.hub, stop)
+            else:
+                await parts.leasing.surveyed()
             yield
         finally:
             for loop in loops:

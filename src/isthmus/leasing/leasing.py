@@ -92,6 +92,10 @@ class Leasing:
         """The reconcile loop, until cancelled."""
         await self._reconciling.run(self._platform)
 
+    async def surveyed(self) -> None:
+        """Until the platform has been asked for its nodes once."""
+        await self._reconciling.surveyed.wait()
+
     async def close(self) -> None:
         """End every lease (SITE_STOPPED) and turn requests away. Leases of silent nodes stay open."""
         self._granting.close()

@@ -5,6 +5,8 @@ transaction. Everything here may be repeated, skipped or interrupted without har
 states again.
 """
 
+import asyncio
+
 import msgspec
 import structlog
 
@@ -59,6 +61,7 @@ class Reconciling:
         self._missing: dict[LeaseId, None] = {}
         self._flushed_at = self._pruned_at = clock.monotonic()
         self._surveyed_at = float("-inf")
+        self.surveyed = asyncio.Event()  # the platform has been asked once, whatever it said
         self._adopt_open_leases()
 
     @property
@@ -82,6 +85,7 @@ class Reconciling:
                 await self.tick(platform)
             except IsthmusError as error:
                 _log.error("reconcile tick failed; the next one repeats it", why=str(error))
+            self.surveyed.set()
             await self._clock.sleep(self._settings.tick_s)
 
     async def tick(self, platform: Platform) -> None:

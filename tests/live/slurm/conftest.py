@@ -53,6 +53,12 @@ class Cluster:
     def start(self) -> None:
         subprocess.run([TOOLS / "up.sh", self.directory, str(NODES), str(self.port)], check=True, timeout=110)
 
+    def wait_until_saved(self, job: int) -> None:
+        """slurmctld writes its jobs down a few seconds late; one killed before has forgotten the latest."""
+        self.run("scontrol", "update", f"jobid={job}", "timelimit=+1")  # a change, so that it will write
+        changed_s = time.time()
+        wait_for(lambda: (self.directory / "state" / "job_state").stat().st_mtime > changed_s)
+
     def kill_controller(self) -> None:
         pid = int((self.directory / "run" / "slurmctld.pid").read_text())
         os.kill(pid, 9)

@@ -26,7 +26,9 @@ def test_a_map_uses_several_nodes_beside_batch_jobs_that_it_leaves_alone(cluster
     with open_site() as site, connected(site) as isthmus_site:
         request = {"resources": {"cores": 2, "memory": "256MiB"}, "count": 6}
         with site.client() as client:
-            grants = client.post("/v1/leases", json=request).json()["grants"]
+            reply = client.post("/v1/leases", json=request)
+            assert reply.status_code == 201, reply.text
+            grants = reply.json()["grants"]
             assert len({grant["node"] for grant in grants}) >= 2
             for grant in grants:
                 client.delete(f"/v1/leases/{grant['lease']}")
