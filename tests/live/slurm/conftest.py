@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -13,9 +14,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from tests.live.sites import RunningSite, running_site
 
 import isthmus
+from tests.live.sites import RunningSite, running_site
 
 TOOLS = Path(__file__).parents[3] / "tools" / "slurm"
 NODES = 6
@@ -59,9 +60,14 @@ class Cluster:
         changed_s = time.time()
         wait_for(lambda: (self.directory / "state" / "job_state").stat().st_mtime > changed_s)
 
-    def kill_controller(self) -> None:
-        pid = int((self.directory / "run" / "slurmctld.pid").read_text())
-        os.kill(pid, 9)
+    @contextlib.contextmanager
+    def without_controller(self) -> Iterator[None]:
+        """Kills slurmctld; another is there after the block."""
+        os.kill(int((self.directory / "run" / "slurmctld.pid").read_text()), signal.SIGKILL)
+        try:
+            yield
+        finally:
+            self.start()
 
     def stop(self) -> None:
         subprocess.run([TOOLS / "down.sh", self.directory], check=True, timeout=60)

@@ -1,10 +1,10 @@
 """Leases from a real Slurm: drawn, used, given back, and refused with words."""
 
 import pytest
-from tests.live.slurm import remote
-from tests.live.slurm.conftest import connected, wait_for
 
 from isthmus.core.errors import DeniedError
+from tests.live.slurm import remote
+from tests.live.slurm.conftest import connected, wait_for
 
 
 def test_a_function_runs_in_a_job_of_its_own_which_ends_with_the_lease(cluster, open_site):
@@ -48,7 +48,7 @@ def test_what_batch_jobs_hold_is_not_free_and_a_request_waits_with_words(cluster
 
 def test_more_than_there_is_is_denied_with_what_would_fit(open_site):
     with open_site() as site, connected(site) as isthmus_site:
-        with pytest.raises(DeniedError, match="no node has 64 cores .most: 4 on n1"):
+        with pytest.raises(DeniedError, match=r"no node has 64 cores \(most: 4 on n1"):
             isthmus_site.call(remote.too_wide)
 
 

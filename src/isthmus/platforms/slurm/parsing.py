@@ -74,7 +74,7 @@ def granted(text: str) -> int:
 
 
 def shown_state(text: str) -> tuple[str, str]:
-    """(state, reason) of `scontrol show job`; PREEMPTED as soon as Slurm has begun to. Raises SlurmOutputError."""
+    """(state, reason) of `scontrol show job`; PREEMPTED once Slurm has begun to. Raises SlurmOutputError."""
     state, reason = _STATE.search(text), _REASON.search(text)
     if state is None:
         raise SlurmOutputError(f"scontrol showed no job: {_excerpt(text)}")

@@ -233,7 +233,10 @@ class SlurmPlatform:
             task = asyncio.create_task(taking, name=f"platforms.slurm.acquire {allocation}")
             self._acquiring[allocation] = task
             task.add_done_callback(lambda _: self._acquiring.pop(allocation, None))
-        return await task
+        try:
+            return await task
+        except SiteUnavailableError as error:  # our callers know no finer kinds of it
+            raise SiteUnavailableError(str(error)) from error
 
     async def _take(
         self, allocation: AllocationId, node: NodeId, resources: Resources, lease_class: LeaseClass
