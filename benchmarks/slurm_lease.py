@@ -1,7 +1,7 @@
 """Claim: on Slurm, from asking for a lease to the first result takes at most 100 ms more than salloc + srun.
 
-Both in one run, taking turns, on the cluster that SLURM_CONF names (`tools/slurm/up.sh DIR`, `. DIR/env`). Each
-lease is a new job, a new agent and a new client; the bare pair allocates the same and starts `true`.
+Both in one run, taking turns, on the cluster that SLURM_CONF names (`tools/slurm/up.sh DIR`, `. DIR/env`).
+Each lease is a new job, a new agent and a new client; the bare pair allocates the same and starts `true`.
 """
 
 import json

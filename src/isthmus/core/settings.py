@@ -133,7 +133,7 @@ class SlurmSettings(Section, frozen=True):
     """Where leases are drawn from. Empty: Slurm's default partition, and `isthmus nodes` shows all nodes."""
 
     elastic_partition: str = ""
-    """A preemptible partition for elastic leases: batch jobs get those cores back. Empty: the same as for others."""
+    """A preemptible partition for elastic leases: batch jobs get those cores back. Empty: `partition`."""
 
     qos: str = ""
     """QoS of all leases. Empty: the account's default."""
@@ -154,16 +154,16 @@ class SlurmSettings(Section, frozen=True):
     """Type of GPU to ask for, like "a100". Empty: any."""
 
     time_limit_s: Annotated[int, Meta(ge=60)] = 3600
-    """Longest life of a lease, rounded up to minutes. Longer: fewer restarts; shorter: backfill places it sooner."""
+    """Longest life of a lease, rounded up to minutes. Longer: fewer restarts; shorter: it starts sooner."""
 
     pending_s: Annotated[float, Meta(gt=0)] = 10.0
-    """How long an allocation may wait in Slurm's queue before its lease is refused. Longer: users wait silently."""
+    """How long a job may wait in the queue before its lease is refused. Longer: users wait silently."""
 
     agent_start_s: Annotated[float, Meta(gt=0)] = 30.0
     """How long the agent may take to start and dial in. Slow shared file systems need more."""
 
     tick_s: Annotated[float, Meta(ge=0.1)] = 2.0
-    """Period of the one squeue and one sinfo. Shorter: losses are seen sooner; each costs slurmctld two RPCs."""
+    """Period of the one squeue and one sinfo. Shorter: losses are seen sooner; more load on slurmctld."""
 
     command_timeout_s: Annotated[float, Meta(gt=0)] = 10.0
     """A command of Slurm that takes longer counts as no answer. Shorter: a slow slurmctld looks like none."""

@@ -11,6 +11,7 @@ from tests.live.slurm.conftest import agents_of, connected, wait_for
 
 PREEMPTED = "Slurm preempted it for a job of higher priority (PREEMPTED)"
 CANCELLED = "somebody cancelled it (scancel) (CANCELLED)"
+ENDING = "Slurm is ending it (COMPLETING)"  # where its processes take longer than a client waits for words
 SCAVENGE = {"ISTHMUS_SLURM__PARTITION": "batch", "ISTHMUS_SLURM__ELASTIC_PARTITION": "scavenge"}
 
 
@@ -58,7 +59,8 @@ def test_an_outsiders_scancel_evicts_with_slurms_reason_and_the_call_runs_again(
         cluster.run("scancel", jobs_seen(marks)[0])
         assert future.result(timeout_s=30) == 25
         assert len(jobs_seen(marks)) == 2
-        assert evictions(site) == [f"Slurm job {jobs_seen(marks)[0]}: {CANCELLED}"]
+        (words,) = evictions(site)
+        assert words.removeprefix(f"Slurm job {jobs_seen(marks)[0]}: ") in (CANCELLED, ENDING)
 
 
 def test_a_lease_is_handed_over_before_its_walltime_ends(cluster, open_site, tmp_path):

@@ -36,7 +36,7 @@ from isthmus.platforms.slurm.watching import Watch
 
 STEP_TRIES = 3  # starts of one agent before its allocation is given up
 STEP_PAUSE_S = 0.5
-FATE_TRIES = 5  # looks at a job that Slurm is still ending
+FATE_TRIES = 9  # looks at a job that Slurm is still ending
 FATE_PAUSE_S = 0.12
 _UNREACHABLE = (
     "Unable to contact",
