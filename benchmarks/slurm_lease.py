@@ -1,4 +1,6 @@
-"""Claim: on Slurm, from asking for a lease to the first result takes at most 100 ms more than salloc + srun.
+"""Promise: on Slurm, asking for a lease to its first result takes at most 100 ms more than salloc + srun.
+
+Not kept yet: the agent's interpreter, its imports and its first zygote start within each allocation.
 
 Both in one run, taking turns, on the cluster that SLURM_CONF names (`tools/slurm/up.sh DIR`, `. DIR/env`).
 Each lease is a new job, a new agent and a new client; the bare pair allocates the same and starts `true`.
