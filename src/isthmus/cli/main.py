@@ -16,6 +16,7 @@ import typer
 from isthmus.cli import (
     calls,
     configuration,
+    doctors,
     fabrics,
     functions,
     keys,
@@ -54,6 +55,7 @@ for module in (
     functions,
     calls,
     measurements,
+    doctors,
     fabrics,
     configuration,
     keys,

@@ -33,6 +33,9 @@ def register(app: typer.Typer) -> None:
 def up(
     state: State = None,
     port: Annotated[int | None, typer.Option(help="Port of REST on this machine; 0: any free one.")] = None,
+    platform: Annotated[
+        str | None, typer.Option(help="Where leases are drawn from: local or slurm.", metavar="NAME")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when the site is ready.")] = False,
     ephemeral: Annotated[
         bool, typer.Option("--ephemeral", help="Remove the state directory at the end.")
@@ -55,13 +58,16 @@ def up(
     \b
       isthmus up              in the foreground, until Ctrl-C
       isthmus up --detach     in the background; stop it with `isthmus down`
+      isthmus up --platform slurm   lease cores of a Slurm cluster (see docs/slurm.md)
     """
     from isthmus.core import settings as settings_module
 
     settings = settings_module.load()
     state = (state or settings.state_path).absolute()
+    if platform not in (None, "local", "slurm"):
+        raise Failure(f"no platform {platform!r}; there are local and slurm")
     if detach:
-        _up_detached(state, port, as_json)
+        _up_detached(state, port, platform, as_json)
         return
     import msgspec
 
@@ -70,6 +76,7 @@ def up(
     if port is not None:
         gateway = msgspec.structs.replace(settings.gateway, port=port)
         settings = msgspec.structs.replace(settings, gateway=gateway)
+    settings = msgspec.structs.replace(settings, platform=platform or settings.platform)
     options = SiteOptions(state=state, ephemeral=ephemeral, parent=parent)
     run(settings, options, partial(_tell_ready, ready_fd, as_json))
 
@@ -88,8 +95,8 @@ def _tell_ready(ready_fd: int, as_json: bool, site: "SiteFile") -> None:
     sys.stdout.flush()
 
 
-def _up_detached(state: Path, port: int | None, as_json: bool) -> None:
-    site = _start(state, port)
+def _up_detached(state: Path, port: int | None, platform: str | None, as_json: bool) -> None:
+    site = _start(state, port, platform)
     if as_json:
         print_json(site)
     else:
@@ -98,7 +105,7 @@ def _up_detached(state: Path, port: int | None, as_json: bool) -> None:
         )
 
 
-def _start(state: Path, port: int | None) -> dict[str, Any]:
+def _start(state: Path, port: int | None, platform: str | None) -> dict[str, Any]:
     """Start the site in a session of its own; its SiteFile when it is ready. Raises Failure with its last
     words.
     """
@@ -107,6 +114,7 @@ def _start(state: Path, port: int | None) -> dict[str, Any]:
     ready, told = os.pipe()
     command = [sys.executable, "-m", "isthmus", "up", "--state", str(state), "--ready-fd", str(told)]
     command += [] if port is None else ["--port", str(port)]
+    command += [] if platform is None else ["--platform", platform]
     (state / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(state / "logs" / "site.out", "w+b") as output, open(ready, "rb") as ready_pipe:
         process = subprocess.Popen(

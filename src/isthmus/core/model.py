@@ -144,6 +144,7 @@ class Lease(Record, frozen=True):
     pool: str = "default"
     node: NodeId | None = None
     allocation: AllocationId | None = None
+    agent: NodeId | None = None  # the agent that serves only its allocation; None: its node's
     executors: tuple[ExecutorInfo, ...] = ()
     deadline_s: float = 0.0
     created_s: float = 0.0
@@ -155,9 +156,18 @@ class Lease(Record, frozen=True):
     enforcement: Enforcement = Enforcement()
     usage: Usage = Usage()
 
+    @property
+    def orders_to(self) -> NodeId | None:
+        """The agent that carries out orders for this lease."""
+        return self.agent or self.node
+
 
 class Node(Record, frozen=True):
-    """A machine that can host leases. `cores`/`memory_bytes`/`gpus` are what isthmus may use of it."""
+    """A machine that can host leases. `cores`/`memory_bytes`/`gpus` are what isthmus may use of it.
+
+    agent         `on-demand`: each allocation brings its own agent, so none need be there before
+    other_*       what of it others hold now (batch jobs), so that it is not free
+    """
 
     node: NodeId
     platform: str
@@ -165,8 +175,11 @@ class Node(Record, frozen=True):
     memory_bytes: int
     gpus: int = 0
     labels: dict[str, str] = {}
-    agent: Literal["connected", "silent", "none"] = "none"
+    agent: Literal["connected", "silent", "none", "on-demand"] = "none"
     draining: bool = False  # gets no new leases: an operator asked for it
+    other_cores: int = 0
+    other_memory_bytes: int = 0
+    other_gpus: int = 0
     enforcement: Enforcement = Enforcement()
 
 

@@ -128,7 +128,54 @@ class ClientSettings(Section, frozen=True):
     """Leases one client holds at once for one kind of function."""
 
 
+class SlurmSettings(Section, frozen=True):
+    partition: str = ""
+    """Where leases are drawn from. Empty: Slurm's default partition, and `isthmus nodes` shows all nodes."""
+
+    elastic_partition: str = ""
+    """A preemptible partition for elastic leases: batch jobs get those cores back. Empty: `partition`."""
+
+    qos: str = ""
+    """QoS of all leases. Empty: the account's default."""
+
+    elastic_qos: str = ""
+    """QoS of elastic leases, where preemption goes by QoS. Empty: `qos`."""
+
+    account: str = ""
+    """Account that pays. Empty: the user's default."""
+
+    constraint: str = ""
+    """Features that nodes must have, in Slurm's syntax."""
+
+    reservation: str = ""
+    """Reservation to draw from."""
+
+    gpu_type: str = ""
+    """Type of GPU to ask for, like "a100". Empty: any."""
+
+    time_limit_s: Annotated[int, Meta(ge=60)] = 3600
+    """Longest life of a lease, rounded up to minutes. Longer: fewer restarts; shorter: it starts sooner."""
+
+    pending_s: Annotated[float, Meta(gt=0)] = 10.0
+    """How long a job may wait in the queue before its lease is refused. Longer: users wait silently."""
+
+    agent_start_s: Annotated[float, Meta(gt=0)] = 30.0
+    """How long the agent may take to start and dial in. Slow shared file systems need more."""
+
+    tick_s: Annotated[float, Meta(ge=0.1)] = 2.0
+    """Period of the one squeue and one sinfo. Shorter: losses are seen sooner; more load on slurmctld."""
+
+    command_timeout_s: Annotated[float, Meta(gt=0)] = 10.0
+    """A command of Slurm that takes longer counts as no answer. Shorter: a slow slurmctld looks like none."""
+
+    close_s: Annotated[float, Meta(ge=0)] = 10.0
+    """Leases are drained this long before their time limit. Longer: less use; shorter: calls are cut off."""
+
+
 class Settings(Section, frozen=True):
+    platform: Annotated[str, Meta(pattern="^(local|slurm)$")] = "local"
+    """Where leases are drawn from: this machine, or a Slurm cluster (`isthmus up --platform`)."""
+
     state_dir: str = ""
     """Where a site keeps its ledger, keys and logs. Empty: $XDG_STATE_HOME/isthmus."""
 
@@ -141,6 +188,7 @@ class Settings(Section, frozen=True):
     policy: PolicySettings = PolicySettings()
     jobs: JobsSettings = JobsSettings()
     client: ClientSettings = ClientSettings()
+    slurm: SlurmSettings = SlurmSettings()
 
     @property
     def state_path(self) -> Path:

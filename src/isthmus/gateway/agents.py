@@ -72,10 +72,18 @@ class AgentHub:
         self._numbers = 0
         self._strangers = 0
         self._joined = asyncio.Event()
+        self._ready: set[NodeId] = set()
+        self._arrivals: dict[NodeId, asyncio.Event] = {}  # of agents that somebody waits for
 
     @property
     def nodes(self) -> frozenset[NodeId]:
         return frozenset(self._connections)
+
+    async def joined(self, node: NodeId) -> None:
+        """Until this agent is here."""
+        while node not in self._ready:
+            arrival = self._arrivals.setdefault(node, asyncio.Event())
+            await arrival.wait()
 
     async def any_joined(self) -> None:
         """Until the first agent is here."""
@@ -166,6 +174,7 @@ class AgentHub:
             connection.fail(f"the agent of node {node} left")
             if self._connections.get(node) is connection:
                 del self._connections[node]
+                self._ready.discard(node)
                 _log.info("agent left", node=node)
                 await listener.agent_left(node)
 
@@ -173,6 +182,9 @@ class AgentHub:
         try:
             await listener.agent_joined(connection.node, hello)
             self._joined.set()
+            self._ready.add(connection.node)
+            if connection.node in self._arrivals:
+                self._arrivals.pop(connection.node).set()
             while True:
                 await listener.agent_report(connection.node, await connection.reports.get())
         except Exception:  # a task boundary: the agent is cut off and repeats its reports when it is back

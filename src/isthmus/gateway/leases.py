@@ -151,10 +151,12 @@ class Leases:
         lease = self._leasing.lease(asked.principal, LeaseId(asked.path["lease"]))
         ended = lease.state is LeaseState.ENDED
         offset = min(max(asked.query.offset, 0), OFFSET_MAX)
-        if lease.node is None:
+        if lease.orders_to is None:
             return LogChunk(lease=lease.lease, text="", next_offset=offset, ended=ended)
         try:
-            done = await self._control.order(lease.node, ReadLog(number=0, lease=lease.lease, offset=offset))
+            done = await self._control.order(
+                lease.orders_to, ReadLog(number=0, lease=lease.lease, offset=offset)
+            )
         except NotFoundError:  # the node forgot it: nothing more will come
             return LogChunk(lease=lease.lease, text="", next_offset=offset, ended=True)
         return LogChunk(lease=lease.lease, text=done.text, next_offset=done.next_offset, ended=ended)

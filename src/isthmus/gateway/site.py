@@ -37,7 +37,7 @@ from isthmus.gateway.policies import Policies
 from isthmus.gateway.rest import application
 from isthmus.gateway.tenants import Tenants
 from isthmus.leasing import Leasing, Ledger
-from isthmus.platforms import LocalPlatform, Platform
+from isthmus.platforms import LocalPlatform, Platform, SlurmPlatform
 from isthmus.policy import ALLOW_ALL, PolicySet, load_policies
 from isthmus.services.functions import Functions
 from isthmus.services.jobs import CallStore, Jobs, Relay
@@ -129,7 +129,7 @@ def _build(settings: Settings, state: Path, clock: Clock, site: SiteFile, stack:
     own_key(keys, state / KEY_FILE)
     site_key, join_key = keep_secret(state / "site.key"), keep_secret(state / "join.key")
     hub = AgentHub(join_key, settings.leasing.orphan_s)
-    platform = LocalPlatform(settings, state, site.url, join_key, parent=site.pid if site.ephemeral else 0)
+    platform = _platform(settings, state, site, join_key, hub)
     leasing = Leasing(settings.leasing, ledger, platform, hub, policies, clock, site_key)
     jobs = Jobs(settings.jobs, leasing, calls, Relay(settings.node.fabric), clock, keys.quota)
     operations = [
@@ -157,7 +157,10 @@ async def _running(parts: _Parts, listener: socket.socket, stop: asyncio.Event) 
         ]
         try:
             await parts.platform.start()
-            await _first_agent(parts.hub, stop)
+            if isinstance(parts.platform, LocalPlatform):
+                await _first_agent(parts.hub, stop)
+            else:
+                await parts.leasing.surveyed()
             yield
         finally:
             for loop in loops:
@@ -169,6 +172,12 @@ async def _running(parts: _Parts, listener: socket.socket, stop: asyncio.Event) 
             await parts.hub.close()
             server.stop()
             await asyncio.wait({serving})
+
+
+def _platform(settings: Settings, state: Path, site: SiteFile, join_key: bytes, hub: AgentHub) -> Platform:
+    if settings.platform == "slurm":
+        return SlurmPlatform(settings, state, site.url, join_key, hub.joined)
+    return LocalPlatform(settings, state, site.url, join_key, parent=site.pid if site.ephemeral else 0)
 
 
 def _policies(settings: PolicySettings) -> PolicySet:

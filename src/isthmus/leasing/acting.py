@@ -7,12 +7,13 @@ failures. Not here: the order that starts a lease, for which a requester waits (
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 
 import structlog
 
 from isthmus.core.clock import Clock
-from isthmus.core.errors import IsthmusError, NotFoundError
+from isthmus.core.errors import IsthmusError, NotFoundError, SiteUnavailableError
 from isthmus.core.ids import AllocationId, LeaseId, NodeId
 from isthmus.core.model import EndReason, LeaseState
 from isthmus.core.settings import LeasingSettings
@@ -31,7 +32,7 @@ from isthmus.leasing.lifecycle import (
     StartOnNode,
 )
 from isthmus.node.messages import DrainLease, EndLease, Order, RenewLease
-from isthmus.platforms.platform import Platform
+from isthmus.platforms.platform import Allocation, Platform
 from isthmus.policy.replay import Logged
 
 # Whoever gets these has had its grace, or nobody is left who could use one.
@@ -79,6 +80,17 @@ class Acting:
         running = [held for held in leases if held.lease.state in OPEN]
         self.apply([(held, EndOrdered(at_s=now_s, reason=reason, detail=detail)) for held in running])
 
+    def agent_of(self, allocation: AllocationId) -> NodeId | None:
+        return self._platform.agent_of(allocation)
+
+    def know_end(self, held: Held, allocation: Allocation) -> None:
+        """When the allocation's time is nearly over: early enough to hand running calls over."""
+        held.closes_at = self._clock.monotonic() + allocation.closes_s - self._clock.now()
+
+    def bury(self, held: Held, gone: Gone) -> None:
+        """Its agent says that the platform took the allocation back: ask why, then write it down."""
+        self._spawn(("fate", held.lease.lease), self._bury(held, gone))
+
     def extend_fence(self, held: Held) -> None:
         """Called before an order with a deadline leaves: until then, and the orphans' time, it may run."""
         allowance_s = self._settings.lease_s + self._settings.orphan_s + self._settings.agent_silence_s
@@ -94,8 +106,10 @@ class Acting:
     def prolong(self, held: Held) -> None:
         """A full life from now, and its agent is told."""
         now_s = self._clock.now()
-        held.expires_at = self._clock.monotonic() + self._settings.lease_s
-        self._books.note(held, Renewed(at_s=now_s, deadline_s=now_s + self._settings.lease_s))
+        now = self._clock.monotonic()
+        life_s = min(self._settings.lease_s, max(held.closes_at - now, 0.0))
+        held.expires_at = now + self._settings.lease_s
+        self._books.note(held, Renewed(at_s=now_s, deadline_s=now_s + life_s))
         self.renew(held)
 
     def order(self, kind: str, node: NodeId, order: Order, about: str) -> None:
@@ -165,30 +179,44 @@ class Acting:
     async def _renew(self, held: Held) -> None:
         """Tell the agent the latest deadline; renewals that came meanwhile are told in one."""
         told_s = 0.0
-        while held.lease.deadline_s != told_s and not held.is_over and held.lease.node:
+        while held.lease.deadline_s != told_s and not held.is_over and held.lease.orders_to:
             told_s = held.lease.deadline_s
             self.extend_fence(held)
             order = RenewLease(number=0, lease=held.lease.lease, deadline_s=told_s)
             try:
-                await self._control.order(held.lease.node, order)
+                await self._control.order(held.lease.orders_to, order)
             except NotFoundError:
                 if held.lease.state is LeaseState.ACTIVE:
                     self.end(held, EndReason.NODE_LOST, "its agent does not know it any more")
 
     async def _drain(self, held: Held) -> None:
-        assert held.lease.node is not None
+        assert held.lease.orders_to is not None
         order = DrainLease(number=0, lease=held.lease.lease, grace_s=self._settings.grace_s)
-        await self._control.order(held.lease.node, order)
+        await self._control.order(held.lease.orders_to, order)
 
     async def _end(self, held: Held) -> None:
         lease = held.lease
-        assert lease.node is not None
+        assert lease.orders_to is not None
         assert lease.end_reason is not None
         grace_s = 0.0 if lease.end_reason in _AT_ONCE else self._settings.grace_s
         order = EndLease(number=0, lease=lease.lease, reason=lease.end_reason, grace_s=grace_s)
-        await self._control.order(lease.node, order)
+        try:
+            await self._control.order(lease.orders_to, order)
+        except SiteUnavailableError:
+            if lease.agent is None or lease.allocation is None:
+                raise
+            await self._platform.release(lease.allocation)  # the platform ends all that runs in it
         if not held.is_over:
             self.apply([(held, Gone(at_s=self._clock.now(), reason=lease.end_reason))])
+
+    async def _bury(self, held: Held, gone: Gone) -> None:
+        assert held.lease.allocation is not None
+        with contextlib.suppress(SiteUnavailableError):
+            fate = await self._platform.fate(held.lease.allocation)
+            if fate is not None and fate.state == "ended":
+                gone = Gone(at_s=gone.at_s, reason=fate.end_reason, detail=fate.detail)
+        if not held.is_over:
+            self.apply([(held, gone)])
 
     async def _wait(self, tasks: list[asyncio.Task[None]]) -> None:
         if tasks:

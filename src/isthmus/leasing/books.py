@@ -28,6 +28,7 @@ class Held:
     expires_at      without renewal until then, it ends
     fenced_at       if its agent stays silent until then, nothing of it can run any more
     evicted_at      when a draining lease's grace is over
+    closes_at       when its allocation's time is nearly over
     seen_at         when its agent last confirmed that it runs
     is_starting     a requester is waiting for its start
     """
@@ -38,6 +39,7 @@ class Held:
         self.expires_at = float("inf")
         self.fenced_at = float("inf")
         self.evicted_at = float("inf")
+        self.closes_at = float("inf")
         self.seen_at = 0.0
         self.is_starting = False
         self.is_dirty = False
@@ -123,6 +125,9 @@ class Books:
 
     def on_node(self, node: NodeId) -> list[Held]:
         return [held for held in self.open.values() if held.lease.node == node]
+
+    def of_agent(self, agent: NodeId) -> list[Held]:
+        return [held for held in self.open.values() if held.lease.orders_to == agent]
 
     def snapshot(self, with_preemptible: bool) -> Snapshot:
         """What a decision may know now; elastic leases are listed only where rules may push some out."""

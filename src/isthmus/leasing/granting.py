@@ -111,7 +111,8 @@ class Granting:
         events: list[tuple[Held, Event]] = []
         for held, node in zip(new, decision.places, strict=True):
             allocation = AllocationId(self._new_id("al"))
-            events.append((held, Granted(at_s=now_s, node=node, allocation=allocation)))
+            agent = self._acting.agent_of(allocation)
+            events.append((held, Granted(at_s=now_s, node=node, allocation=allocation, agent=agent)))
             events.append((held, StartOrdered(at_s=now_s, deadline_s=now_s + self._settings.lease_s)))
             held.expires_at = self._clock.monotonic() + self._settings.lease_s
             held.seen_at = self._clock.monotonic()

@@ -1,5 +1,7 @@
 """Which nodes there are, whose agent is connected, silent or unknown, and which are being drained.
 
+An agent goes by the name of its node, or, where each allocation brings its own, by the allocation's.
+
 Invariant: unknown is not gone. A platform that cannot answer leaves the list as it was; a silent agent only
 closes its node to new leases.
 """
@@ -44,8 +46,12 @@ class Inventory:
         agent.enforcement = enforcement
 
     def left(self, node: NodeId) -> None:
-        if node in self._agents:
+        if node not in self._agents:
+            return
+        if node in self._nodes:
             self._agents[node].is_connected = False
+        else:
+            del self._agents[node]  # the agent of one allocation
 
     def heard(self, node: NodeId, now: float) -> None:
         if node in self._agents:
@@ -58,7 +64,10 @@ class Inventory:
 
     def is_open(self, node: NodeId, now: float) -> bool:
         """It may get new leases."""
-        return node in self._nodes and node not in self.draining and self.is_audible(node, now)
+        known = self._nodes.get(node)
+        if known is None or known.draining or node in self.draining:
+            return False
+        return known.agent == "on-demand" or self.is_audible(node, now)
 
     def audible(self, now: float) -> list[NodeId]:
         return [node for node in self._nodes if self.is_audible(node, now)]
@@ -71,11 +80,12 @@ class Inventory:
 
     def _described(self, node: Node, now: float) -> Node:
         agent = self._agents.get(node.node)
+        draining = node.draining or node.node in self.draining
         if agent is None:
-            return msgspec.structs.replace(node, agent="none", draining=node.node in self.draining)
+            return msgspec.structs.replace(node, draining=draining)
         return msgspec.structs.replace(
             node,
             agent="connected" if self.is_audible(node.node, now) else "silent",
             enforcement=agent.enforcement,
-            draining=node.node in self.draining,
+            draining=draining,
         )

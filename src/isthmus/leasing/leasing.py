@@ -92,6 +92,10 @@ class Leasing:
         """The reconcile loop, until cancelled."""
         await self._reconciling.run(self._platform)
 
+    async def surveyed(self) -> None:
+        """Until the platform has been asked for its nodes once."""
+        await self._reconciling.surveyed.wait()
+
     async def close(self) -> None:
         """End every lease (SITE_STOPPED) and turn requests away. Leases of silent nodes stay open."""
         self._granting.close()
@@ -206,12 +210,12 @@ class Leasing:
     async def add_executor(self, principal: Principal, lease_id: LeaseId) -> ExecutorReply:
         """One more executor in a lease. Raises LeaseEndedError, DeniedError (too many), agent's errors."""
         held = self._running(principal, lease_id)
-        assert held.lease.node is not None
+        assert held.lease.orders_to is not None
         if len(held.lease.executors) >= EXECUTORS_MAX:
             raise DeniedError(
                 f"lease {lease_id} has {EXECUTORS_MAX} executors already, the most one lease may have"
             )
-        done = await self._control.order(held.lease.node, AddExecutor(number=0, lease=lease_id))
+        done = await self._control.order(held.lease.orders_to, AddExecutor(number=0, lease=lease_id))
         assert done.executor is not None
         if held.lease.state is not LeaseState.ACTIVE:
             raise LeaseEndedError(f"lease {lease_id} ended meanwhile ({held.lease.end_reason})")
@@ -221,9 +225,9 @@ class Leasing:
     async def kill_executor(self, principal: Principal, lease_id: LeaseId, executor: ExecutorId) -> KillReply:
         """SIGKILL one executor. The lease ends with its last one."""
         held = self._running(principal, lease_id)
-        assert held.lease.node is not None
+        assert held.lease.orders_to is not None
         order = KillExecutor(number=0, lease=lease_id, executor=executor)
-        done = await self._control.order(held.lease.node, order)
+        done = await self._control.order(held.lease.orders_to, order)
         if done.killed and len(held.lease.executors) > 1 and held.lease.state in OPEN:
             self._books.note(held, ExecutorGone(at_s=self._clock.now(), executor=executor))
         return KillReply(executor=executor, killed=done.killed)

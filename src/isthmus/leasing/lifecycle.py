@@ -32,6 +32,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 class Granted(Event, frozen=True):
     node: NodeId
     allocation: AllocationId
+    agent: NodeId | None = None
 
 
 class StartOrdered(Event, frozen=True):
@@ -129,8 +130,9 @@ def step(lease: Lease, event: Event) -> tuple[Lease, Effects]:
 def _begin(lease: Lease, event: Event) -> tuple[Lease, Effects]:
     replace = msgspec.structs.replace
     match lease.state, event:
-        case LeaseState.REQUESTED, Granted(node=node, allocation=allocation):
-            return replace(lease, state=LeaseState.GRANTED, node=node, allocation=allocation), ()
+        case LeaseState.REQUESTED, Granted(node=node, allocation=allocation, agent=agent):
+            placed = replace(lease, node=node, allocation=allocation, agent=agent)
+            return replace(placed, state=LeaseState.GRANTED), ()
         case LeaseState.GRANTED, StartOrdered(deadline_s=deadline_s):
             return replace(lease, state=LeaseState.STARTING, deadline_s=deadline_s), (StartOnNode(),)
         case LeaseState.STARTING, Started(executor=executor, enforcement=enforcement):

@@ -5,6 +5,8 @@ transaction. Everything here may be repeated, skipped or interrupted without har
 states again.
 """
 
+import asyncio
+
 import msgspec
 import structlog
 
@@ -17,13 +19,21 @@ from isthmus.leasing.acting import Acting
 from isthmus.leasing.books import Books, Held
 from isthmus.leasing.inventory import Inventory
 from isthmus.leasing.ledger import Ledger
-from isthmus.leasing.lifecycle import Adopted, EndOrdered, Event, ExecutorGone, Gone, Measured, Renewed
+from isthmus.leasing.lifecycle import (
+    Adopted,
+    DrainOrdered,
+    EndOrdered,
+    Event,
+    ExecutorGone,
+    Gone,
+    Measured,
+    Renewed,
+)
 from isthmus.leasing.warming import Warming
 from isthmus.node.messages import AgentHello, EndLease, ExecutorEnded, Heartbeat, LeaseEnded, RunningLease
-from isthmus.platforms.platform import Platform
+from isthmus.platforms.platform import AllocationState, Platform
 
 FLUSH_S = 10.0  # measured usage that a crash of the site may lose
-SURVEY_S = 10.0  # how often the platform is asked for its nodes and allocations
 PRUNE_S = 3600.0
 STRAYS_MAX = 10_000
 
@@ -51,6 +61,7 @@ class Reconciling:
         self._missing: dict[LeaseId, None] = {}
         self._flushed_at = self._pruned_at = clock.monotonic()
         self._surveyed_at = float("-inf")
+        self.surveyed = asyncio.Event()  # the platform has been asked once, whatever it said
         self._adopt_open_leases()
 
     @property
@@ -74,11 +85,12 @@ class Reconciling:
                 await self.tick(platform)
             except IsthmusError as error:
                 _log.error("reconcile tick failed; the next one repeats it", why=str(error))
+            self.surveyed.set()
             await self._clock.sleep(self._settings.tick_s)
 
     async def tick(self, platform: Platform) -> None:
         now = self._clock.monotonic()
-        if now - self._surveyed_at >= SURVEY_S:
+        if now - self._surveyed_at >= platform.survey_s:
             await self.survey(platform)
         self._refresh_open(now)
         due = [(held, self._due(held, now)) for held in list(self._books.open.values())]
@@ -107,14 +119,27 @@ class Reconciling:
         for allocation in allocations:
             if allocation not in ours:
                 self._acting.release(allocation)
-        for held in [held for allocation, held in ours.items() if allocation not in allocations]:
-            await self._take_again(platform, held)
-        ended = [
-            held for allocation, held in ours.items() if allocation and allocations.get(allocation) == "ended"
-        ]
-        for held in ended:
-            if held.lease.state is LeaseState.ACTIVE:
+        for name, held in ours.items():
+            state = allocations.get(name) if name is not None else None
+            if held.lease.agent is not None:
+                await self._compare(platform, held, state)
+            elif state is None:
+                await self._take_again(platform, held)
+            elif state == "ended" and held.lease.state is LeaseState.ACTIVE:
                 self._acting.end(held, EndReason.NODE_LOST, f"{platform.name} ended its allocation")
+
+    async def _compare(self, platform: Platform, held: Held, state: AllocationState | None) -> None:
+        """An allocation that brings its own agent ends that agent, and the lease, with itself."""
+        assert held.lease.allocation is not None
+        if held.is_starting or (state == "running" and held.closes_at < float("inf")):
+            return
+        fate = await platform.fate(held.lease.allocation)
+        if fate is not None and fate.state != "ended":
+            self._acting.know_end(held, fate)
+        elif not held.is_over and not held.is_starting:
+            reason = fate.end_reason if fate is not None else EndReason.NODE_LOST
+            detail = fate.detail if fate is not None else f"{platform.name} does not know its allocation"
+            self._acting.apply([(held, self._gone(reason, detail))])
 
     async def _take_again(self, platform: Platform, held: Held) -> None:
         """A platform that keeps allocations in memory lost them with the site; the lease may still run."""
@@ -138,7 +163,7 @@ class Reconciling:
         lease = held.lease
         if lease.node is None or lease.state is LeaseState.GRANTED:
             return self._gone(EndReason.FAILED, "the site stopped before its start")
-        is_audible = self._inventory.is_audible(lease.node, now)
+        is_audible = self._inventory.is_audible(lease.agent or lease.node, now)
         if not is_audible and now > held.fenced_at and not held.is_starting:
             detail = f"the agent of node {lease.node} is silent; the lease cannot have outlived its deadline"
             return self._gone(EndReason.NODE_LOST, detail)
@@ -149,6 +174,10 @@ class Reconciling:
                 return self._end(EndReason.FAILED, "nobody waits for its start any more")
             case _ if now > held.expires_at:
                 return self._end(EndReason.EXPIRED, f"not renewed for {self._settings.lease_s:g} s")
+            case LeaseState.ACTIVE if now > held.closes_at:
+                return DrainOrdered(at_s=self._clock.now())
+            case LeaseState.DRAINING if now > held.evicted_at and now > held.closes_at:
+                return self._end(EndReason.EVICTED, "the time limit of its allocation is near")
             case LeaseState.DRAINING if now > held.evicted_at:
                 return self._end(EndReason.EVICTED, f"its grace of {self._settings.grace_s:g} s is over")
             case _ if is_audible and self._is_missing(held, now):
@@ -168,7 +197,10 @@ class Reconciling:
     def _repeat_orders(self, now: float) -> None:
         for held in self._books.open.values():
             lease = held.lease
-            if lease.end_reason is not None and lease.node and self._inventory.is_audible(lease.node, now):
+            agent = lease.orders_to
+            if lease.end_reason is None or agent is None:
+                continue
+            if lease.agent is not None or self._inventory.is_audible(agent, now):
                 self._acting.repeat_end(held)
         for node, lease_id in list(self._strays):
             if self._inventory.is_audible(node, now):
@@ -203,15 +235,15 @@ class Reconciling:
     # reports ------------------------------------------------------------------------------------------------
     async def joined(self, platform: Platform, node: NodeId, hello: AgentHello) -> None:
         """An agent is here: adopt what it runs, settle the rest. Raises NotFoundError for a foreign node."""
-        if not self._inventory.knows(node):
+        if not self._expects(node):
             await self.survey(platform)
-        if not self._inventory.knows(node):
-            raise NotFoundError(f"platform {platform.name} has no node {node!r}")
+        if not self._expects(node):
+            raise NotFoundError(f"platform {platform.name} has no node or allocation {node!r}")
         now = self._clock.monotonic()
         self._inventory.joined(node, hello.enforcement, now)
         self._warming.forget(node)
         running = {lease.lease: lease for lease in hello.running}
-        for held in self._books.on_node(node):
+        for held in self._books.of_agent(node):
             found = running.pop(held.lease.lease, None)
             if found is not None:
                 self._adopt(held, found, now)
@@ -223,6 +255,9 @@ class Reconciling:
             self._note_stray(node, lease_id)
         self._refresh_open(now)
         self._acting.on_freed()
+
+    def _expects(self, agent: NodeId) -> bool:
+        return self._inventory.knows(agent) or bool(self._books.of_agent(agent))
 
     def _adopt(self, held: Held, found: RunningLease, now: float) -> None:
         self._missing.pop(held.lease.lease, None)
@@ -250,7 +285,7 @@ class Reconciling:
         idle: list[tuple[Held, Event]] = []
         for report in heartbeat.leases:
             held = self._books.open.get(report.lease)
-            if held is None or held.lease.node != node:
+            if held is None or held.lease.orders_to != node:
                 self._note_stray(node, report.lease)
                 continue
             held.seen_at = now
@@ -265,7 +300,7 @@ class Reconciling:
 
     def _executor_ended(self, node: NodeId, message: ExecutorEnded) -> None:
         held = self._books.open.get(message.lease)
-        if held is None or held.lease.node != node:
+        if held is None or held.lease.orders_to != node:
             return
         self._books.note(held, ExecutorGone(at_s=self._clock.now(), executor=message.executor))
         if not held.lease.executors and held.lease.end_reason is None:
@@ -277,11 +312,14 @@ class Reconciling:
         self._strays.pop((node, message.lease), None)
         if held is None:
             self._amend(message)
-        elif held.lease.node == node:
+        elif held.lease.orders_to == node:
             at_s = self._clock.now()
-            events: list[tuple[Held, Event]] = [(held, Measured(at_s=at_s, usage=message.usage))]
             gone = Gone(at_s=at_s, reason=message.reason, detail=message.detail)
-            self._acting.apply([*events, (held, gone)])
+            if held.lease.agent is not None and message.reason is EndReason.EVICTED:
+                self._books.note(held, Measured(at_s=at_s, usage=message.usage))
+                self._acting.bury(held, gone)
+            else:
+                self._acting.apply([(held, Measured(at_s=at_s, usage=message.usage)), (held, gone)])
 
     def _amend(self, message: LeaseEnded) -> None:
         """The final usage of a lease came after its end was confirmed."""

@@ -55,13 +55,16 @@ class Starting:
         assert lease.allocation is not None
         try:
             await self._acting.all_freed()
-            await self._platform.acquire(lease.allocation, lease.node, lease.resources, lease.lease_class)
+            allocation = await self._platform.acquire(
+                lease.allocation, lease.node, lease.resources, lease.lease_class
+            )
+            self._acting.know_end(held, allocation)
         except IsthmusError as error:
             return _Failure(at_s=self._clock.now(), error=error, may_run=False)
         if not _is_wanted(held):
             return _Failure(at_s=self._clock.now(), error=_ended(held), may_run=False)
         try:
-            return await self._control.order(lease.node, self._order(held))
+            return await self._control.order(lease.agent or lease.node, self._order(held))
         except SiteUnavailableError as error:
             return _Failure(at_s=self._clock.now(), error=error, may_run=True)
         except IsthmusError as error:

@@ -1,8 +1,10 @@
 """The agent: one process per node that does what the site orders, and guards leases when the site is away.
 
     python -m isthmus.node.agent --site ws://HOST:PORT/agent --node NAME --state DIR
-                                 [--parent PID] [--cache DIR]
+                                 [--name NAME] [--parent PID] [--cache DIR]
 
+With `--name` it is the guest of a batch job and serves that one allocation, whose name it has: SIGTERM then
+means that the batch system takes everything back.
 The join key comes in ISTHMUS_JOIN_KEY (hex), settings in ISTHMUS_AGENT_SETTINGS (JSON NodeSettings); both are
 removed from the environment at once. Killed, it leaves its executors running; started again with the same
 state directory, it adopts them. SIGTERM and the parent's death end everything.
@@ -18,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+import zlib
 from collections import deque
 from pathlib import Path
 
@@ -64,9 +67,9 @@ log = logging.getLogger("isthmus.agent")
 
 class Agent:
     def __init__(self, site: str, node: NodeId, state: Path, join_key: bytes, settings: NodeSettings,
-                 cache: Path) -> None:  # fmt: skip
+                 cache: Path, guest: NodeId | None = None) -> None:  # fmt: skip
         self._site = site
-        self._node = node
+        self._name = guest or node
         self._join_key = join_key
         self._settings = settings
         self._state = state
@@ -74,24 +77,24 @@ class Agent:
         isolation, why = choose(settings.isolation, state_tag(state))
         self._isolation = isolation
         self._why_no_stronger = why
-        self._capacity = capacity(settings)
+        self._capacity = capacity(settings, guest)
         self._reports: deque[AnyMessage] = deque(maxlen=REPORTS_MAX)
         self._reported = asyncio.Event()
         self._connection: Connection | None = None
         self._stop = asyncio.Event()
-        self._end_reason = EndReason.SITE_STOPPED
+        self._end_reason = EndReason.EVICTED if guest else EndReason.SITE_STOPPED
         self._orders: set[asyncio.Task[None]] = set()
         self._zygotes = Zygotes(settings.fabric, state / "agent.log", isolation)
         self._host = Host(
             settings, node, rest_url(site), Allotments(self._capacity), isolation, self._records,
-            self._zygotes, Environments(cache), self._tell,
+            self._zygotes, Environments(cache), self._tell, is_guest=guest is not None,
         )  # fmt: skip
 
     async def run(self, parent: int | None) -> None:
         """Until SIGTERM, the parent's death, or a site that stays away for longer than its orphan time."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._leave)
         if parent is not None:
             _watch_parent(loop, parent, self._stop)
         await self._host.adopt()
@@ -106,6 +109,10 @@ class Agent:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await self._close(tasks)
+
+    def _leave(self) -> None:
+        self._host.leaving.set()
+        self._stop.set()
 
     # the site -----------------------------------------------------------------------------------------------
     async def _keep_connected(self) -> None:
@@ -158,7 +165,7 @@ class Agent:
 
     def _introduce(self, nonce: bytes, proof: bytes) -> AgentHello:
         return AgentHello(
-            node=self._node, nonce=nonce, proof=proof, version=ISTHMUS_VERSION, python=python_version(),
+            node=self._name, nonce=nonce, proof=proof, version=ISTHMUS_VERSION, python=python_version(),
             hostname=socket.gethostname(), pid=os.getpid(), cores=len(self._capacity.cores),
             memory_bytes=self._capacity.memory_bytes, gpus=self._capacity.gpus,
             enforcement=self._enforcement(), running=self._host.running(),
@@ -277,9 +284,15 @@ class Agent:
             return
 
 
-def capacity(settings: NodeSettings) -> Capacity:
-    """What this process may use of the machine, or what the settings say of it. Raises SettingsError."""
+def capacity(settings: NodeSettings, guest: NodeId | None = None) -> Capacity:
+    """What this process may use of the machine, or what the settings say of it. Raises SettingsError.
+
+    A guest whose batch system binds no cores starts at a place of its own, so that guests spread out.
+    """
     cores = tuple(sorted(os.sched_getaffinity(0)))
+    if guest is not None and settings.cores < len(cores):
+        first = zlib.crc32(guest.encode()) % len(cores)
+        cores = cores[first:] + cores[:first]
     if settings.cores > len(cores):
         raise SettingsError(f"node.cores = {settings.cores}, but this process may use {len(cores)}")
     try:
@@ -322,6 +335,7 @@ def main() -> int:
     parser.add_argument("--site", required=True, help="ws://HOST:PORT/agent")
     parser.add_argument("--node", required=True)
     parser.add_argument("--state", required=True, type=Path)
+    parser.add_argument("--name", help="serve this one allocation of a batch system")
     parser.add_argument("--parent", type=int, help="end everything when this process ends")
     parser.add_argument("--cache", type=Path, help="where virtual environments are built")
     options = parser.parse_args()
@@ -344,7 +358,9 @@ def main() -> int:
 
 async def _run(options: argparse.Namespace, join_key: bytes, settings: NodeSettings) -> int:
     cache = options.cache or Settings().cache_path
-    agent = Agent(options.site, NodeId(options.node), options.state.resolve(), join_key, settings, cache)
+    guest = NodeId(options.name) if options.name else None
+    state = options.state.resolve()
+    agent = Agent(options.site, NodeId(options.node), state, join_key, settings, cache, guest)
     await agent.run(options.parent)
     return 0
 

@@ -35,6 +35,7 @@ from isthmus.node.zygotes import Spare, Zygotes
 
 EXECUTORS_MAX = 64  # of one lease: bounds the depth of nested calls
 _EXIT_STATUS_S = 1.0  # how long a zygote may take to report a death that we see
+_SIGNAL_S = 0.3  # how far the signals of one scancel may be apart
 _SOCKET_PATH_MAX = 100  # the kernel's limit is 107
 
 
@@ -68,6 +69,7 @@ class Host:
     def __init__(
         self, settings: NodeSettings, node: NodeId, site: str, allotments: Allotments, isolation: Isolation,
         records: Records, zygotes: Zygotes, environments: Environments, tell: Callable[[AnyMessage], None],
+        is_guest: bool = False,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._node = node
@@ -78,6 +80,8 @@ class Host:
         self._zygotes = zygotes
         self._environments = environments
         self._tell = tell
+        self._is_guest = is_guest
+        self.leaving = asyncio.Event()  # set by the signal that ends the agent
         self._leases: dict[LeaseId, Hosted] = {}
         self._watches: set[asyncio.Task[None]] = set()
         self.orphan_s = 0.0
@@ -336,7 +340,7 @@ class Host:
         )
         self._bury(hosted, executor, exited)
         executor.gone.set()
-        if hosted.ending:
+        if hosted.ending or await self._is_leaving():
             return
         reason, detail = self._cause(hosted, executor)
         if not executor.killed:
@@ -344,6 +348,15 @@ class Host:
             self._tell(ExecutorEnded(lease=hosted.lease, executor=ended, reason=reason, detail=detail))
         if not hosted.executors:
             await self.end(hosted.lease, reason, 0.0, detail)
+
+    async def _is_leaving(self) -> bool:
+        """A batch system signals all processes of a job at once: an executor may be seen to go before we are
+        told."""
+        if self._is_guest:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SIGNAL_S):
+                    await self.leaving.wait()
+        return self._is_guest and self.leaving.is_set()
 
     def _bury(self, hosted: Hosted, executor: Executor, exited: Exited | None) -> None:
         executor.settle(exited)

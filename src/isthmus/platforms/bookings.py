@@ -17,6 +17,9 @@ class Bookings:
     def holds(self, allocation: AllocationId) -> bool:
         return allocation in self._held
 
+    def held(self, allocation: AllocationId) -> Allocation | None:
+        return self._held.get(allocation)
+
     def book(self, allocation: AllocationId, node: NodeId, resources: Resources) -> Allocation:
         """Raises NoCapacityError when the node is unknown, or has not that much left."""
         known = self._held.get(allocation)

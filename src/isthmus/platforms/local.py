@@ -53,6 +53,7 @@ class LocalPlatform:
     """
 
     name = "local"
+    survey_s = 10.0
 
     def __init__(
         self, settings: Settings, state: Path, site_url: str, join_key: bytes, parent: int = 0
@@ -97,6 +98,12 @@ class LocalPlatform:
 
     async def allocations(self) -> dict[AllocationId, AllocationState] | None:
         return self._bookings.states()
+
+    def agent_of(self, allocation: AllocationId) -> NodeId | None:
+        return None
+
+    async def fate(self, allocation: AllocationId) -> Allocation | None:
+        return self._bookings.held(allocation)
 
     async def close(self) -> None:
         """Stop the agent: SIGTERM, then SIGKILL for its whole group. Twice is fine."""

@@ -14,6 +14,7 @@ class MemoryPlatform:
     """
 
     name = "memory"
+    survey_s = 10.0
 
     def __init__(self, nodes: tuple[Node, ...] = ()) -> None:
         self._bookings = Bookings(nodes)
@@ -45,6 +46,12 @@ class MemoryPlatform:
         if self.is_unreachable:
             return None
         return {**self._bookings.states(), **self._preempted}
+
+    def agent_of(self, allocation: AllocationId) -> NodeId | None:
+        return None
+
+    async def fate(self, allocation: AllocationId) -> Allocation | None:
+        return self._bookings.held(allocation)
 
     async def close(self) -> None:
         self._bookings.clear()

@@ -7,18 +7,25 @@ tests/conformance/test_platforms.py.
 from typing import Literal, Protocol
 
 from isthmus.core.ids import AllocationId, NodeId
-from isthmus.core.model import LeaseClass, Node, Record, Resources
+from isthmus.core.model import EndReason, LeaseClass, Node, Record, Resources
 
 AllocationState = Literal["pending", "running", "ended"]
 
 
 class Allocation(Record, frozen=True):
-    """What the platform gave for one lease; on `local` it is a row in memory, on Slurm a job."""
+    """What the platform gave for one lease; on `local` it is a row in memory, on Slurm a job.
+
+    closes_s    from then on (seconds since the epoch) it takes no calls: the platform ends it soon after
+    end_reason  what its end means for the lease, and `detail` why, in words
+    """
 
     allocation: AllocationId
     node: NodeId
     state: AllocationState
     resources: Resources
+    closes_s: float = float("inf")
+    end_reason: EndReason = EndReason.NODE_LOST
+    detail: str = ""
 
 
 class Platform(Protocol):
@@ -27,6 +34,8 @@ class Platform(Protocol):
     """
 
     name: str
+    survey_s: float
+    """How often it is worth asking for `nodes` and `allocations`."""
 
     async def start(self) -> None:
         """Make the platform usable: on `local`, start (and keep alive) the node's agent."""
@@ -48,6 +57,14 @@ class Platform(Protocol):
 
     async def allocations(self) -> dict[AllocationId, AllocationState] | None:
         """All it knows of, or None when it cannot tell now. Unknown is not gone: None changes nothing."""
+        ...
+
+    def agent_of(self, allocation: AllocationId) -> NodeId | None:
+        """The agent that comes and ends with the allocation; None: its node has one for all."""
+        ...
+
+    async def fate(self, allocation: AllocationId) -> Allocation | None:
+        """What has become of it, asked anew. Raises SiteUnavailableError; None: nothing can be said of it."""
         ...
 
     async def close(self) -> None: ...

@@ -34,7 +34,7 @@ from isthmus.policy.snapshot import Demand, IntArray, Snapshot
 
 CANDIDATES_MAX = 8  # nodes weighed one by one, and kept in the log
 SHAPES_MAX = 16
-HARVESTING_PLATFORMS = frozenset({"slurm"})
+HARVESTING_PLATFORMS: frozenset[str] = frozenset()  # none yet
 
 Block = Literal["", "rule", "class", "pool", "quota", "size", "capacity"]
 
@@ -104,9 +104,7 @@ class _Judgement:
         if self.refusal is not None and not self.node_verdicts:
             return self._no("deny", "rule", _refused(self.refusal))
         if self.lease_class is LeaseClass.HARVESTED and not self._can_harvest():
-            return self._no(
-                "deny", "class", "harvested leases arrive with Slurm; ask for elastic on this platform"
-            )
+            return self._no("deny", "class", "no platform here can harvest yet; ask for elastic")
         if self.demand.lease.pool not in self.snapshot.pools:
             known = ", ".join(sorted(self.snapshot.pools))
             return self._no("deny", "pool", f"no pool named {self.demand.lease.pool!r}; there are {known}")

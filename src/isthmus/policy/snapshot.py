@@ -204,16 +204,16 @@ def _rows(columns: NodeColumns) -> Iterator[NodeRow]:
 
 
 def empty_row(node: Node, is_open: bool) -> NodeRow:
-    """A node with nothing leased yet."""
+    """A node with nothing leased yet; what others hold of it is not free."""
     return NodeRow(
         node=node.node,
         platform=node.platform,
         cores=node.cores,
         memory_bytes=node.memory_bytes,
         gpus=node.gpus,
-        free_cores=node.cores,
-        free_memory_bytes=node.memory_bytes,
-        free_gpus=node.gpus,
+        free_cores=node.cores - node.other_cores,
+        free_memory_bytes=node.memory_bytes - node.other_memory_bytes,
+        free_gpus=node.gpus - node.other_gpus,
         open=is_open,
         labels=node.labels,
     )

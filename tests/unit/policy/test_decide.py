@@ -52,10 +52,10 @@ def test_what_no_node_could_ever_hold_is_denied_with_the_largest() -> None:
     assert "most: 8 on b" in decision.reason
 
 
-def test_harvested_leases_are_denied_honestly_where_there_is_no_slurm() -> None:
+def test_harvested_leases_are_denied_honestly_while_nothing_can_harvest() -> None:
     decision = decide(ALLOW_ALL, snapshot(node("a")), demand(lease_class=LeaseClass.HARVESTED))
     assert decision.outcome == "deny"
-    assert "arrive with Slurm" in decision.reason
+    assert "no platform here can harvest yet" in decision.reason
 
 
 def test_an_unknown_pool_is_denied_with_the_known_ones() -> None:

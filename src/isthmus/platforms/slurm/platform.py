@@ -1,0 +1,417 @@
+"""A Slurm cluster: a lease is a job without a shell, and the agent is a step in it.
+
+    acquire -> salloc --no-shell (one node, some cores) -> srun --overlap (the agent) -> it dials the site
+
+Slurm's books are the only ones: what is free, what has ended and why is read from it, once per tick. A job
+says in its comment which allocation of which site it is, so a site that comes back finds its jobs again and
+submits nothing twice. The `srun`s are in sessions of their own and survive the site.
+
+Invariant: a reading that fails changes nothing; a job that is missing from a list is asked for by its number
+before it counts as gone.
+"""
+
+import asyncio
+import getpass
+import hashlib
+import shutil
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from isthmus.core.errors import NoCapacityError, SiteUnavailableError
+from isthmus.core.ids import AllocationId, NodeId
+from isthmus.core.model import LeaseClass, Node, Resources
+from isthmus.core.settings import Settings
+from isthmus.core.units import format_bytes
+from isthmus.platforms.platform import Allocation, AllocationState
+from isthmus.platforms.slurm import commands, parsing, reasons
+from isthmus.platforms.slurm.commands import Command
+from isthmus.platforms.slurm.parsing import Job, NodeUse
+from isthmus.platforms.slurm.running import CommandFailedError, Running, RunningHere, Started
+from isthmus.platforms.slurm.watching import Watch
+
+STEP_TRIES = 3  # starts of one agent before its allocation is given up
+STEP_PAUSE_S = 0.5
+FATE_TRIES = 9  # looks at a job that Slurm is still ending
+FATE_PAUSE_S = 0.12
+_UNREACHABLE = (
+    "Unable to contact",
+    "Socket timed out",
+    "Connection refused",
+    "Protocol authentication",
+    "munge",
+)
+
+_log = structlog.get_logger("platforms.slurm")
+
+
+class _Held:
+    """An allocation that is ours. `granted_at`: monotonic; a list that began before need not have it."""
+
+    def __init__(self, job: int, allocation: Allocation, granted_at: float) -> None:
+        self.job = job
+        self.allocation = allocation
+        self.granted_at = granted_at
+
+
+class SlurmPlatform:
+    """
+    site_url  where agents dial, http://HOST:PORT; compute nodes must be able to reach it
+    join_key  what agents and site prove to each other that they hold; also names the site to Slurm
+    joined    returns when the agent of this name has dialled in
+    """
+
+    name = "slurm"
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: Path,
+        site_url: str,
+        join_key: bytes,
+        joined: Callable[[NodeId], Awaitable[None]],
+        running: Running | None = None,
+    ) -> None:
+        self._settings = settings.slurm
+        self._node_settings = settings.node
+        self._state = state
+        self._agent_url = site_url.replace("http", "ws", 1) + "/agent"
+        self._join_key = join_key
+        self._site = hashlib.blake2b(join_key, digest_size=4, person=b"isthmus-site").hexdigest()
+        self._joined = joined
+        self._running = running or RunningHere()
+        self._user = getpass.getuser()
+        self._watch = Watch(settings.slurm, self._running, self._user)
+        self._held: dict[AllocationId, _Held] = {}
+        self._acquiring: dict[AllocationId, asyncio.Task[Allocation]] = {}
+        self._steps: dict[AllocationId, asyncio.Task[None]] = {}
+        self._cleaning: set[asyncio.Task[None]] = set()
+        self.survey_s = settings.slurm.tick_s
+
+    async def start(self) -> None:
+        """Find the jobs of the site that was here before. Slurm may be down: then later."""
+        try:
+            await self.allocations()
+        except SiteUnavailableError as error:
+            _log.error("Slurm does not answer; `isthmus doctor` looks for the cause", why=str(error))
+
+    async def close(self) -> None:
+        """Cancel what is still held, and wait until Slurm has ended it. Twice is fine."""
+        for allocation in list(self._held):
+            await self._release_quietly(allocation)
+        await asyncio.gather(*self._cleaning, return_exceptions=True)
+        for step in self._steps.values():
+            step.cancel()
+        await asyncio.gather(*self._steps.values(), return_exceptions=True)
+        self._steps.clear()
+
+    def agent_of(self, allocation: AllocationId) -> NodeId | None:
+        return NodeId(allocation)
+
+    # what there is ------------------------------------------------------------------------------------------
+    async def nodes(self) -> tuple[Node, ...]:
+        uses, jobs = await asyncio.gather(self._watch.nodes(), self._watch.jobs())
+        ours = [job for job in jobs.rows if self._is_ours(job) and job.state in reasons.HOLDING]
+        return tuple(self._node(use, [job for job in ours if job.node == use.node]) for use in uses.rows)
+
+    def _node(self, use: NodeUse, ours: list[Job]) -> Node:
+        gpus_ours = sum(
+            held.allocation.resources.gpus for held in self._held.values() if held.allocation.node == use.node
+        )
+        return Node(
+            node=use.node,
+            platform=self.name,
+            cores=use.cores,
+            memory_bytes=use.memory_bytes,
+            gpus=use.gpus,
+            labels={"features": ",".join(use.features)} if use.features else {},
+            agent="on-demand",
+            draining=use.state not in reasons.USABLE_NODES,
+            other_cores=max(0, use.cores_held - sum(job.cores for job in ours)),
+            other_memory_bytes=max(0, use.memory_held_bytes - sum(job.memory_bytes for job in ours)),
+            other_gpus=max(0, use.gpus_held - gpus_ours),
+        )
+
+    async def allocations(self) -> dict[AllocationId, AllocationState] | None:
+        """None when Slurm cannot be asked."""
+        try:
+            reading = await self._watch.jobs()
+        except SiteUnavailableError as error:
+            _log.warning("squeue cannot be read; nothing changes", why=str(error))
+            return None
+        states: dict[AllocationId, AllocationState] = {}
+        for job in reading.rows:
+            allocation = parsing.allocation_of(job, self._site)
+            if allocation is None:
+                continue
+            state = reasons.allocation_state(job.state)
+            if state != "ended" or allocation in self._held:
+                states[allocation] = state
+            if state == "running" and allocation not in self._acquiring:
+                self._adopt(allocation, job)
+        for allocation, held in self._held.items():
+            if allocation not in states:
+                states[allocation] = await self._state_of_missing(held, reading.began_at)
+        return states
+
+    def _adopt(self, allocation: AllocationId, job: Job) -> None:
+        if allocation in self._held:
+            return
+        resources = Resources(cores=max(1, job.cores), memory=max(16 * 2**20, job.memory_bytes))
+        found = Allocation(
+            allocation=allocation, node=job.node, state="running", resources=resources,
+            closes_s=self._closes_s(job.ends_s),
+        )  # fmt: skip
+        _log.info("found our job again", allocation=allocation, job=job.job, node=job.node)
+        self._held[allocation] = _Held(job.job, found, time.monotonic())
+
+    async def _state_of_missing(self, held: _Held, began_at: float) -> AllocationState:
+        """A job that the list does not have: too new for it, forgotten by Slurm, or the list was cut."""
+        if held.granted_at >= began_at:
+            return "running"
+        try:
+            state, _ = await self._ask(held.job)
+        except SiteUnavailableError:
+            return "running"
+        return reasons.allocation_state(state)
+
+    async def fate(self, allocation: AllocationId) -> Allocation | None:
+        reading = await self._watch.jobs()
+        job = next(
+            (job for job in reading.rows if parsing.allocation_of(job, self._site) == allocation), None
+        )
+        held = self._held.get(allocation)
+        if job is None and held is None:
+            return None
+        number = job.job if job is not None else held.job if held is not None else 0
+        state, reason = await self._settled(number)
+        if held is None:
+            assert job is not None
+            self._adopt(allocation, job)
+            held = self._held[allocation]
+        known = reasons.allocation_state(state)
+        return msgspec.structs.replace(
+            held.allocation,
+            state="ended" if known == "pending" else known,  # it ran, and Slurm put it back into the queue
+            end_reason=reasons.end_reason(state),
+            detail=reasons.why_ended(number, state, reason),
+        )
+
+    async def _settled(self, job: int) -> tuple[str, str]:
+        """The job's state, once Slurm has ended what it is ending, or after a while in any case."""
+        for _ in range(FATE_TRIES):
+            state, reason = await self._ask(job)
+            if state != "COMPLETING":
+                break
+            await asyncio.sleep(FATE_PAUSE_S)
+        return state, reason
+
+    async def _ask(self, job: int) -> tuple[str, str]:
+        try:
+            text = await self._running.run(commands.show_job(job), self._settings.command_timeout_s)
+        except CommandFailedError as error:
+            if "Invalid job id" in error.words:
+                return "GONE", ""
+            raise
+        return parsing.shown_state(text)
+
+    # taking -------------------------------------------------------------------------------------------------
+    async def acquire(
+        self, allocation: AllocationId, node: NodeId, resources: Resources, lease_class: LeaseClass
+    ) -> Allocation:
+        """A job that runs, with its agent connected."""
+        known = self._held.get(allocation)
+        if known is not None:
+            return known.allocation
+        task = self._acquiring.get(allocation)
+        if task is None:
+            taking = self._take(allocation, node, resources, lease_class)
+            task = asyncio.create_task(taking, name=f"platforms.slurm.acquire {allocation}")
+            self._acquiring[allocation] = task
+            task.add_done_callback(lambda _: self._acquiring.pop(allocation, None))
+        try:
+            return await task
+        except SiteUnavailableError as error:  # our callers know no finer kinds of it
+            raise SiteUnavailableError(str(error)) from error
+
+    async def _take(
+        self, allocation: AllocationId, node: NodeId, resources: Resources, lease_class: LeaseClass
+    ) -> Allocation:
+        if lease_class is LeaseClass.HARVESTED:
+            raise NoCapacityError("harvested leases cannot be had from Slurm yet; ask for elastic")
+        began_s = time.time()
+        command = commands.allocate(self._settings, self._site, allocation, node, resources, lease_class)
+        try:
+            job = parsing.granted(await self._allocate(command, allocation, node))
+        except BaseException:
+            await asyncio.shield(self._cancel_named(allocation))
+            raise
+        taken = Allocation(
+            allocation=allocation, node=node, state="running", resources=resources,
+            closes_s=self._closes_s(began_s + self._settings.time_limit_s),
+        )  # fmt: skip
+        self._held[allocation] = _Held(job, taken, time.monotonic())
+        try:
+            await self._start_agent(job, taken)
+        except BaseException:
+            await asyncio.shield(self._release_quietly(allocation))
+            raise
+        return taken
+
+    async def _allocate(self, command: Command, allocation: AllocationId, node: NodeId) -> str:
+        """What salloc said when it got the job. Raises NoCapacityError, SiteUnavailableError."""
+        pending_s = self._settings.pending_s
+        salloc = asyncio.create_task(
+            self._running.run(command, pending_s + self._settings.command_timeout_s),
+            name=f"platforms.slurm.salloc {allocation}",
+        )
+        try:
+            done, _ = await asyncio.wait({salloc}, timeout=pending_s)
+            if done:
+                return salloc.result()
+            why = f"it waited {pending_s:g} s in Slurm's queue: {await self._why_pending(allocation)}"
+        except CommandFailedError as error:
+            if any(words in error.words for words in _UNREACHABLE):
+                raise SiteUnavailableError(f"Slurm cannot be reached: {error}") from error
+            why = str(error)
+        finally:
+            salloc.cancel()
+            await asyncio.gather(salloc, return_exceptions=True)
+        raise NoCapacityError(f"{await self._describe(node)}: {why}")
+
+    async def _why_pending(self, allocation: AllocationId) -> str:
+        reading = await self._watch.jobs(time.monotonic())
+        mine = [job for job in reading.rows if parsing.allocation_of(job, self._site) == allocation]
+        return reasons.why_pending(mine[0].reason if mine else "None")
+
+    async def _describe(self, node: NodeId) -> str:
+        """What a node has free, for a refusal."""
+        reading = await self._watch.nodes(time.monotonic())
+        use = next((use for use in reading.rows if use.node == node), None)
+        if use is None:
+            return f"Slurm shows no node {node!r} to us"
+        free = format_bytes(use.memory_bytes - use.memory_held_bytes)
+        return f"node {node} ({use.state}) has {use.cores - use.cores_held} cores and {free} free"
+
+    def _closes_s(self, ends_s: float) -> float:
+        return ends_s - self._settings.close_s
+
+    # the agent ----------------------------------------------------------------------------------------------
+    async def _start_agent(self, job: int, taken: Allocation) -> None:
+        """Until it has dialled in. Raises SiteUnavailableError when it does not."""
+        step = asyncio.create_task(self._keep_step(job, taken), name=f"platforms.slurm.step {job}")
+        self._steps[taken.allocation] = step
+        arrival = asyncio.ensure_future(self._joined(NodeId(taken.allocation)))
+        try:
+            done, _ = await asyncio.wait(
+                {step, arrival}, timeout=self._settings.agent_start_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            arrival.cancel()
+        if arrival not in done:
+            raise SiteUnavailableError(
+                f"the agent of Slurm job {job} on {taken.node} did not dial {self._agent_url} within "
+                f"{self._settings.agent_start_s:g} s; see {self._log_path}"
+            )
+
+    async def _keep_step(self, job: int, taken: Allocation) -> None:
+        """Run the agent's step; a start that fails is repeated. Cancelled, it leaves the step running."""
+        for _ in range(STEP_TRIES):
+            try:
+                started: Started = await self._running.start(
+                    commands.start_step(job, taken.resources, self._agent(taken)),
+                    self._log_path,
+                    self._secrets(taken),
+                )
+                code = await started.wait()
+            except CommandFailedError as error:
+                _log.error("srun cannot be run", job=job, why=str(error))
+                return
+            _log.info("agent's step ended", job=job, allocation=taken.allocation, code=code)
+            if taken.allocation not in self._held or code == 0:
+                return
+            await asyncio.sleep(STEP_PAUSE_S)
+
+    def _agent(self, taken: Allocation) -> tuple[str, ...]:
+        return (
+            sys.executable, "-m", "isthmus.node.agent", "--site", self._agent_url, "--node", taken.node,
+            "--name", taken.allocation, "--state", str(self._directory(taken.allocation)),
+        )  # fmt: skip
+
+    def _secrets(self, taken: Allocation) -> dict[str, str]:
+        """By environment, never by the command line, which every user of the machine can read."""
+        resources = taken.resources
+        settings = msgspec.structs.replace(
+            self._node_settings, cores=resources.cores, memory=f"{resources.memory_bytes}"
+        )
+        return {
+            "ISTHMUS_JOIN_KEY": self._join_key.hex(),
+            "ISTHMUS_AGENT_SETTINGS": msgspec.json.encode(settings).decode(),
+        }
+
+    def _directory(self, allocation: AllocationId) -> Path:
+        """The agent's own: several nodes may share this file system, or be one machine."""
+        return self._state / "agents" / allocation
+
+    @property
+    def _log_path(self) -> Path:
+        return self._state / "logs" / "srun.log"
+
+    # giving back --------------------------------------------------------------------------------------------
+    async def release(self, allocation: AllocationId) -> None:
+        """Cancel its job. Raises SiteUnavailableError: then it is ours still."""
+        taking = self._acquiring.get(allocation)
+        if taking is not None and taking is not asyncio.current_task():
+            taking.cancel()
+        held = self._held.get(allocation)
+        if held is None:
+            await self._cancel_named(allocation)
+        else:
+            await self._running.run(commands.cancel_job(held.job), self._settings.command_timeout_s)
+            self._held.pop(allocation, None)
+            cleaning = asyncio.create_task(
+                self._clean(allocation, held.job), name=f"platforms.slurm.clean {held.job}"
+            )
+            self._cleaning.add(cleaning)
+            cleaning.add_done_callback(self._cleaning.discard)
+
+    async def _clean(self, allocation: AllocationId, job: int) -> None:
+        """Once Slurm has ended all that ran in it, remove what its agent wrote."""
+        step = self._steps.pop(allocation, None)
+        try:
+            async with asyncio.timeout(self._settings.command_timeout_s):
+                while (await self._ask(job))[0] in reasons.HOLDING:
+                    await asyncio.sleep(FATE_PAUSE_S)
+                if step is not None:
+                    await asyncio.wait({step})
+        except (TimeoutError, SiteUnavailableError) as error:
+            _log.warning("a cancelled job has not ended yet", job=job, why=str(error) or "it takes too long")
+        finally:
+            if step is not None:
+                step.cancel()
+            shutil.rmtree(self._directory(allocation), ignore_errors=True)
+
+    async def _release_quietly(self, allocation: AllocationId) -> None:
+        try:
+            await self.release(allocation)
+        except SiteUnavailableError as error:
+            _log.error(
+                "a job could not be cancelled; a later survey tries again",
+                allocation=allocation,
+                why=str(error),
+            )
+
+    async def _cancel_named(self, allocation: AllocationId) -> None:
+        """Whatever job goes by the allocation's name, known to us or not."""
+        try:
+            command = commands.cancel_named(self._user, allocation)
+            await self._running.run(command, self._settings.command_timeout_s)
+        except CommandFailedError as error:
+            _log.warning("scancel failed", allocation=allocation, why=str(error))
+
+    def _is_ours(self, job: Job) -> bool:
+        return parsing.allocation_of(job, self._site) is not None

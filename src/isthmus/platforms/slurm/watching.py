@@ -1,0 +1,68 @@
+"""What Slurm holds now, read at most once per tick however many ask: one `squeue`, one `sinfo`.
+
+Invariant: a reading that fails raises and replaces nothing. Each reading carries the moment it began, so that
+what happened later is not taken for missing in it.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Generic, NamedTuple, TypeVar
+
+from isthmus.core.settings import SlurmSettings
+from isthmus.platforms.slurm import commands, parsing
+from isthmus.platforms.slurm.parsing import Job, NodeUse
+from isthmus.platforms.slurm.running import Running
+
+T = TypeVar("T")
+
+
+class Reading(NamedTuple, Generic[T]):
+    """`began_at` is `time.monotonic()` seconds."""
+
+    rows: tuple[T, ...]
+    began_at: float
+
+
+class _Cached(Generic[T]):
+    def __init__(self, read: Callable[[], Awaitable[tuple[T, ...]]], life_s: float) -> None:
+        self._read = read
+        self._life_s = life_s
+        self._lock = asyncio.Lock()
+        self._latest: Reading[T] | None = None
+
+    async def get(self, not_before: float) -> Reading[T]:
+        """A reading of this tick that began after `not_before`; whoever asks meanwhile waits for the same."""
+        async with self._lock:
+            latest = self._latest
+            now = time.monotonic()
+            if latest is None or now - latest.began_at >= self._life_s or latest.began_at < not_before:
+                latest = self._latest = Reading(await self._read(), now)
+            return latest
+
+
+class Watch:
+    """The one reader of Slurm's books."""
+
+    def __init__(self, settings: SlurmSettings, running: Running, user: str) -> None:
+        self._settings = settings
+        self._running = running
+        self._user = user
+        self._jobs = _Cached(self._read_jobs, settings.tick_s / 2)
+        self._nodes = _Cached(self._read_nodes, settings.tick_s / 2)
+
+    async def jobs(self, not_before: float = 0.0) -> Reading[Job]:
+        """Raises SiteUnavailableError."""
+        return await self._jobs.get(not_before)
+
+    async def nodes(self, not_before: float = 0.0) -> Reading[NodeUse]:
+        """Raises SiteUnavailableError."""
+        return await self._nodes.get(not_before)
+
+    async def _read_jobs(self) -> tuple[Job, ...]:
+        text = await self._running.run(commands.list_jobs(self._user), self._settings.command_timeout_s)
+        return parsing.jobs(text)
+
+    async def _read_nodes(self) -> tuple[NodeUse, ...]:
+        text = await self._running.run(commands.list_nodes(self._settings), self._settings.command_timeout_s)
+        return parsing.nodes(text)

@@ -1,0 +1,32 @@
+"""What runs in Slurm's jobs. Apart from the tests, so that executors need not import pytest."""
+
+import os
+import time
+
+import isthmus
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def where() -> dict[str, str]:
+    return {"job": os.environ["SLURM_JOB_ID"], "node": os.environ["SLURMD_NODENAME"]}
+
+
+def slow_square(number: int, path: str, duration_s: float) -> int:
+    """Leaves a mark when it begins: the job that it runs in."""
+    with open(path, "a") as file:
+        file.write(os.environ["SLURM_JOB_ID"] + "\n")
+    time.sleep(duration_s)
+    return number * number
+
+
+@isthmus.function(resources=isthmus.Resources(cores=64))
+def too_wide() -> None:
+    """Asks for more than any node has."""
+
+
+@isthmus.function(lease_class=isthmus.LeaseClass.RESERVED)
+def where_reserved() -> dict[str, str]:
+    return where()
