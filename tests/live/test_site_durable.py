@@ -135,6 +135,51 @@ def test_what_a_function_writes_can_be_read_by_its_tenant_only(site, monkeypatch
         assert stranger.get(f"/v1/logs/{lease}").status_code == 404
 
 
+def speak_and_die(words):
+    import os
+
+    print(words)
+    os._exit(5)
+
+
+def log_of(client, lease):
+    """What the lease wrote, once it has ended."""
+    give_up_s = time.monotonic() + 20
+    while client.get(f"/v1/leases/{lease}").json()["state"] != "ended":
+        assert time.monotonic() < give_up_s, f"{lease} did not end in time"
+        time.sleep(0.02)
+    chunk = client.get(f"/v1/logs/{lease}").json()
+    assert chunk["ended"]
+    return chunk["text"]
+
+
+def test_what_a_released_lease_wrote_outlives_it_and_the_site(tmp_path):
+    with running_site(tmp_path / "state") as first, first.client() as client:
+        call = client.post("/v1/calls", content=durable(speak, "before the end")).json()["call"]
+        assert result_of(client, call).state == "done"
+        lease = client.get(f"/v1/calls/{call}").json()["lease"]
+        assert client.delete(f"/v1/leases/{lease}").status_code == 200
+        assert log_of(client, lease).count("before the end") == 2
+        secret = client.post("/v1/keys", json={"tenant": "stranger"}).json()["secret"]
+        with first.client(secret) as stranger:
+            assert stranger.get(f"/v1/logs/{lease}").status_code == 404
+        assert first.stop() == 0
+        with running_site(first.state) as second, second.client() as again:
+            assert log_of(again, lease).count("before the end") == 2
+
+
+def test_what_a_function_wrote_before_it_ended_its_process_can_be_read(site, monkeypatch, capsys, tmp_path):
+    command = commander(monkeypatch, capsys, home=tmp_path)
+    with site.client() as client:
+        call = client.post("/v1/calls", content=durable(speak_and_die, "last words")).json()["call"]
+        assert result_of(client, call).state == "failed"
+        lease = client.get(f"/v1/calls/{call}").json()["lease"]
+        assert "last words" in log_of(client, lease)
+    said = command("logs", lease, ISTHMUS_STATE=str(site.state))
+    assert said.code == 0
+    assert "last words" in said.words
+
+
 def test_two_hundred_clients_at_once_are_all_answered(site):
     def submit(number):
         with site.client() as client:

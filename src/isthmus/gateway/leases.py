@@ -16,6 +16,7 @@ from isthmus.core.errors import (
     InvalidRequestError,
     NotFoundError,
     PermissionDeniedError,
+    SiteUnavailableError,
 )
 from isthmus.core.ids import ExecutorId, LeaseId
 from isthmus.core.model import Lease, LeaseState, Record
@@ -157,8 +158,12 @@ class Leases:
             done = await self._control.order(
                 lease.orders_to, ReadLog(number=0, lease=lease.lease, offset=offset)
             )
-        except NotFoundError:  # the node forgot it: nothing more will come
+        except NotFoundError:  # it wrote nothing, or the node keeps that no more: nothing more will come
             return LogChunk(lease=lease.lease, text="", next_offset=offset, ended=True)
+        except SiteUnavailableError as error:
+            if not ended:
+                raise
+            raise SiteUnavailableError(f"the output of {lease.lease} stayed on its node: {error}") from error
         return LogChunk(lease=lease.lease, text=done.text, next_offset=done.next_offset, ended=ended)
 
 

@@ -131,6 +131,7 @@ class Host:
             if lease not in self._leases:
                 return
             await self._stop(hosted, grace_s)
+            self._trim_log(hosted)
             usage = lease_usage(hosted.record, hosted.pages, self._isolation)
             ended = LeaseEnded(lease=lease, reason=reason, detail=detail, usage=usage)
             try:
@@ -140,6 +141,7 @@ class Host:
                 log.error("lease %s ended, but something of it is left: %s", lease, error)
             self._forget(hosted)
         self._tell(ended)
+        await self._trim_ended_logs()
 
     async def kill(self, lease: LeaseId, executor: ExecutorId) -> bool:
         """SIGKILL one executor. The lease ends with its last one. False: it was gone already."""
@@ -153,7 +155,14 @@ class Host:
         return True
 
     def read_log(self, lease: LeaseId, offset: int, limit_bytes: int) -> Chunk:
-        return self._find(lease).log.read(offset, limit_bytes)
+        """Also of a lease that is over, while its output is kept. Raises NotFoundError."""
+        hosted = self._leases.get(lease)
+        if hosted is not None:
+            return hosted.log.read(offset, limit_bytes)
+        path = self._records.ended_log(lease)
+        if not path.exists():
+            raise NotFoundError(f"no lease {lease} on {self._node}, and no output of it")
+        return Log(path, self._settings.log_bytes_max).read(offset, limit_bytes)
 
     async def warm(self, environment: Environment, spares: int) -> None:
         environment = shared(environment)
@@ -191,10 +200,7 @@ class Host:
 
     def trim_logs(self) -> None:
         for hosted in self._leases.values():
-            try:
-                hosted.log.trim()
-            except OSError as error:
-                log.warning("the output of %s cannot be cut: %s", hosted.lease, error)
+            self._trim_log(hosted)
 
     def overdue(self, site_connected: bool) -> list[LeaseId]:
         """Leases whose time is up."""
@@ -224,6 +230,7 @@ class Host:
                 continue
             await self._adopt_one(record)
         await self.clear_remains()
+        await self._trim_ended_logs()
         self._isolation.sweep()
 
     async def clear_remains(self) -> None:
@@ -243,6 +250,12 @@ class Host:
             short_directory(self._records.state).rmdir()
 
     # steps --------------------------------------------------------------------------------------------------
+    def _trim_log(self, hosted: Hosted) -> None:
+        try:
+            hosted.log.trim()
+        except OSError as error:
+            log.warning("the output of %s cannot be cut: %s", hosted.lease, error)
+
     def _find(self, lease: LeaseId) -> Hosted:
         hosted = self._leases.get(lease)
         if hosted is None:
@@ -395,6 +408,12 @@ class Host:
         for page in hosted.ended_pages:
             page.close()
         self._records.forget(hosted.lease)
+
+    async def _trim_ended_logs(self) -> None:
+        try:
+            await asyncio.to_thread(self._records.trim_ended_logs)
+        except OSError as error:
+            log.warning("the output of ended leases cannot be trimmed: %s", error)
 
     async def _adopt_one(self, record: LeaseRecord) -> None:
         hosted = self._hosted(record)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isthmus.node import logs
 from isthmus.node.logs import Chunk, Log
 
 
@@ -67,3 +68,22 @@ def test_a_log_within_its_limit_is_left_alone(path: Path) -> None:
     log = Log(path, 8192)
     log.trim()
     assert len(log.read(0, 10**6).text) == 8192
+
+
+def test_a_successor_reads_on_from_the_same_offsets(path: Path) -> None:
+    path.write_bytes(b"x" * 100_000 + b"end")
+    log = Log(path, 8192)
+    log.trim()
+    assert Log(path, 8192).read(0, 10**6) == log.read(0, 10**6)
+
+
+def test_the_newest_output_survives_where_nothing_can_be_punched_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_punch", lambda descriptor, size_bytes: False)
+    path.write_bytes(b"x" * 100_000 + b"end")
+    log = Log(path, 8192)
+    log.trim()
+    chunk = log.read(0, 10**6)
+    assert chunk.text.endswith("xend")
+    assert chunk.next_offset == len(chunk.text) <= 8192

@@ -1,11 +1,12 @@
 """What is written down for the next agent."""
 
+import os
 from pathlib import Path
 
 from isthmus.core.ids import LeaseId, TenantId
 from isthmus.core.model import EndReason, Enforcement, Environment, Resources, Usage
 from isthmus.node.messages import LeaseEnded
-from isthmus.node.records import RECORD_FILE, LeaseRecord, Records, boot_id
+from isthmus.node.records import LOG_FILE, RECORD_FILE, LeaseRecord, Records, boot_id
 
 LEASE = LeaseId("ls_a")
 RECORD = LeaseRecord(
@@ -54,6 +55,44 @@ def test_an_end_is_kept_until_it_is_forgotten(tmp_path: Path) -> None:
     records.forget_end(LEASE)
     assert records.ends() == []
     assert list((tmp_path / "ended").iterdir()) == []
+
+
+def keep(records: Records, lease: str, text: str, end_s: int) -> None:
+    directory = records.directory(LeaseId(lease))
+    directory.mkdir()
+    (directory / LOG_FILE).write_text(text)
+    records.forget(LeaseId(lease))
+    if text:
+        os.utime(records.ended_log(LeaseId(lease)), (end_s, end_s))
+
+
+def kept(records: Records) -> set[str]:
+    return {path.stem for path in (records.state / "ended").iterdir()}
+
+
+def test_what_a_lease_wrote_stays_when_it_is_forgotten(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    keep(records, "ls_a", "hello", 1)
+    keep(records, "ls_silent", "", 2)
+    assert not records.directory(LEASE).exists()
+    assert records.ends() == []  # logs are no ends, and reading ends leaves them alone
+    assert Records(tmp_path).ended_log(LEASE).read_text() == "hello"
+    assert kept(records) == {"ls_a"}
+
+
+def test_the_oldest_logs_of_ended_leases_go_first(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    for lease, end_s in (("ls_c", 3), ("ls_a", 1), ("ls_b", 2), ("ls_d", 4)):
+        keep(records, lease, "x" * 65536, end_s)
+    records.write_end(END)
+    records.trim_ended_logs()
+    assert kept(records) == {"ls_a", "ls_b", "ls_c", "ls_d"}
+    records.trim_ended_logs(logs_max=3)
+    assert records.ends() == [END]
+    records.forget_end(LEASE)
+    assert kept(records) == {"ls_b", "ls_c", "ls_d"}
+    records.trim_ended_logs(bytes_max=150_000)
+    assert kept(records) == {"ls_c", "ls_d"}
 
 
 def test_the_boot_has_a_name() -> None:
