@@ -100,7 +100,7 @@ def logs(
 ) -> None:
     """Print what functions wrote under a lease.
 
-    Their stdout and stderr, mixed as they came.
+    Their stdout and stderr, mixed as they came. Nodes keep the newest of it after the lease ends.
 
     \b
       isthmus logs ls_01jh2k3m4n5p6q7r
