@@ -37,7 +37,7 @@ from isthmus.gateway.policies import Policies
 from isthmus.gateway.rest import application
 from isthmus.gateway.tenants import Tenants
 from isthmus.leasing import Leasing, Ledger
-from isthmus.platforms import LocalPlatform, Platform, SlurmPlatform
+from isthmus.platforms import LocalPlatform, Platform, SlurmPlatform, capacity
 from isthmus.policy import ALLOW_ALL, PolicySet, load_policies
 from isthmus.services.functions import Functions
 from isthmus.services.jobs import CallStore, Jobs, Relay
@@ -93,7 +93,7 @@ async def _serve(
     )
     stop = _stop_event(options.parent)
     with listener, ExitStack() as stack:
-        parts = _build(settings, options.state, clock, site, stack)
+        parts = _build(settings, options, clock, site, stack)
         async with _running(parts, listener, stop):
             state_directory.announce(options.state, site)
             on_ready(site)
@@ -114,11 +114,14 @@ class _Parts(NamedTuple):
     application: Starlette
 
 
-def _build(settings: Settings, state: Path, clock: Clock, site: SiteFile, stack: ExitStack) -> _Parts:
+def _build(
+    settings: Settings, options: SiteOptions, clock: Clock, site: SiteFile, stack: ExitStack
+) -> _Parts:
     """Make and join all parts; nothing runs yet. What is opened here is closed by `stack`.
 
     Raises SettingsError, PolicyError, LedgerError.
     """
+    state = options.state
     policies = _policies(settings.policy)
     keys = KeyStore(state / "keys.sqlite3", clock)
     stack.callback(keys.close)
@@ -129,7 +132,7 @@ def _build(settings: Settings, state: Path, clock: Clock, site: SiteFile, stack:
     own_key(keys, state / KEY_FILE)
     site_key, join_key = keep_secret(state / "site.key"), keep_secret(state / "join.key")
     hub = AgentHub(join_key, settings.leasing.orphan_s)
-    platform = _platform(settings, state, site, join_key, hub)
+    platform = _platform(settings, state, site.url, join_key, hub, options.parent)
     leasing = Leasing(settings.leasing, ledger, platform, hub, policies, clock, site_key)
     jobs = Jobs(settings.jobs, leasing, calls, Relay(settings.node.fabric), clock, keys.quota)
     operations = [
@@ -174,10 +177,14 @@ async def _running(parts: _Parts, listener: socket.socket, stop: asyncio.Event) 
             await asyncio.wait({serving})
 
 
-def _platform(settings: Settings, state: Path, site: SiteFile, join_key: bytes, hub: AgentHub) -> Platform:
+def _platform(
+    settings: Settings, state: Path, site_url: str, join_key: bytes, hub: AgentHub, parent: int
+) -> Platform:
     if settings.platform == "slurm":
-        return SlurmPlatform(settings, state, site.url, join_key, hub.joined)
-    return LocalPlatform(settings, state, site.url, join_key, parent=site.pid if site.ephemeral else 0)
+        return SlurmPlatform(settings, state, site_url, join_key, hub.joined)
+    capacity.check(settings.node)
+    # An embedded site's agent ends with the client, not with the site: open leases survive the site's death.
+    return LocalPlatform(settings, state, site_url, join_key, parent)
 
 
 def _policies(settings: PolicySettings) -> PolicySet:

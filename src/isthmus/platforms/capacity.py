@@ -15,6 +15,13 @@ MEMORY_SHARE = (
 _UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2**63 for "no limit"
 
 
+def check(settings: NodeSettings) -> None:
+    """Raises SettingsError when more cores are named than there are: each lease holds cores of its own."""
+    usable = len(os.sched_getaffinity(0))
+    if settings.cores > usable:
+        raise SettingsError(f"node.cores is {settings.cores}, but this process may use {usable} at most")
+
+
 def cores(settings: NodeSettings) -> int:
     """`settings.cores`, else the CPUs in this process's affinity mask, at most its cgroup's quota (rounded
     up).

@@ -9,6 +9,7 @@ import atexit
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from isthmus.sdk.site import Site
 from isthmus.sdk.supply import LeaseSupply, NestedSupply, Supply
 
 START_TIMEOUT_S = 30.0  # an embedded site that is not ready by then never will be
+AGENT_POLL_S = 0.02  # it is not our child, so its end is looked for
 STOP_TIMEOUT_S = 10.0  # it ends its leases within this, or is killed
 LOG_TAIL_BYTES = 4000
 
@@ -131,7 +133,21 @@ class _Embedded:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        if self._process.returncode != 0:
+            _end_agent(Path(self._home.name) / "state")
         self._home.cleanup()
+
+
+def _end_agent(state: Path) -> None:
+    """A site that was killed could not stop its agent, which keeps the open leases going."""
+    try:
+        pid = int(json.loads((state / "agent.json").read_bytes())["pid"])
+        os.kill(pid, signal.SIGTERM)
+    except (OSError, ValueError, KeyError):
+        return
+    deadline_s = time.monotonic() + STOP_TIMEOUT_S
+    while discovery.is_alive(pid) and time.monotonic() < deadline_s:
+        time.sleep(AGENT_POLL_S)
 
 
 def _start(home: Path) -> _Ready:
