@@ -1,0 +1,212 @@
+"""Functions that exit, crash, fork, leak and resist: each ends in the right typed error and harms nobody."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import isthmus
+from tests.faults import census
+
+SOON_S = 10.0
+GOING_S = 5.0
+
+
+def add(left: int, right: int) -> int:
+    return left + right
+
+
+def exit_in_order() -> None:
+    sys.exit(3)
+
+
+def exit_at_once() -> None:
+    os._exit(4)
+
+
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+def abort() -> None:
+    os.abort()
+
+
+@pytest.mark.parametrize(
+    ("fn", "words"),
+    [
+        (exit_in_order, "exit code 3"),
+        (exit_at_once, "exit code 4"),
+        (segfault, "SIGSEGV"),
+        (abort, "SIGABRT"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_function_that_ends_its_process_is_named(
+    site: isthmus.Site, fn: Callable[[], None], words: str
+) -> None:
+    with pytest.raises(isthmus.ExecutorLostError, match=words):
+        site.submit(fn).result(timeout_s=SOON_S)
+    assert site.submit(add, 1, 2).result(timeout_s=SOON_S) == 3
+
+
+def fork_and_return(mark: str) -> int:
+    """The child tries to live on and to return from the function a second time."""
+    if os.fork() == 0:
+        Path(mark).write_text(str(os.getpid()))
+        return -1
+    return os.getpid()
+
+
+def fork_and_stay() -> int:
+    child = os.fork()
+    if child == 0:
+        time.sleep(600)
+        os._exit(0)
+    return child
+
+
+def test_a_forked_child_does_not_answer_for_its_parent(site: isthmus.Site, tmp_path: Path) -> None:
+    answers = [site.call(fork_and_return, str(tmp_path / f"mark{n}")) for n in range(3)]
+    assert all(answer > 0 for answer in answers)
+    assert site.call(add, 1, 2) == 3
+    children = [int(path.read_text()) for path in tmp_path.glob("mark*")]
+    for child in children:
+        census.wait_until(lambda child=child: census.is_gone(child), SOON_S, "the forked child ended")
+
+
+def test_what_a_function_forked_ends_with_its_lease(site: isthmus.Site) -> None:
+    child = site.call(fork_and_stay)
+    assert not census.is_gone(child)
+    site.close()
+    census.wait_until(lambda: census.is_gone(child), SOON_S, "the forked child ended")
+
+
+def leak_threads(count: int) -> int:
+    for _ in range(count):
+        threading.Thread(target=time.sleep, args=(600,)).start()
+    return threading.active_count()
+
+
+def test_leaked_threads_do_not_hold_calls_or_the_end(site: isthmus.Site) -> None:
+    assert site.call(leak_threads, 20) > 20
+    assert site.call(add, 1, 2) == 3
+    start_s = time.monotonic()
+    site.close()
+    assert time.monotonic() - start_s < GOING_S
+
+
+@isthmus.function(isthmus.Resources(memory="256MiB"))
+def eat_memory() -> int:
+    eaten = []
+    while True:
+        eaten.append(b"x" * 2**24)
+
+
+def test_a_function_over_its_memory_fails_alone(site: isthmus.Site) -> None:
+    other = site.submit(time.sleep, 1.0)
+    with pytest.raises((isthmus.MemoryLimitError, MemoryError)):
+        site.submit(eat_memory).result(timeout_s=3 * SOON_S)
+    assert other.result(timeout_s=SOON_S) is None
+    assert site.submit(add, 1, 2).result(timeout_s=SOON_S) == 3
+
+
+@isthmus.function(timeout_s=0.5)
+def resist(mark: str) -> None:
+    """Ignore SIGTERM and swallow every exception."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path(mark).write_text(str(os.getpid()))
+    until_s = time.monotonic() + 600
+    while time.monotonic() < until_s:
+        try:
+            time.sleep(600)
+        except BaseException:
+            continue
+
+
+def test_a_function_that_resists_every_interruption_is_killed(site: isthmus.Site, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    with pytest.raises(isthmus.CallTimeoutError):
+        site.submit(resist, str(mark)).result(timeout_s=SOON_S)
+    pid = int(mark.read_text())
+    census.wait_until(lambda: census.is_gone(pid), SOON_S, "the resisting executor was killed")
+    assert site.submit(add, 1, 2).result(timeout_s=SOON_S) == 3
+
+
+def test_a_resisting_function_does_not_hold_up_the_close(site: isthmus.Site, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    site.submit(resist, str(mark))
+    census.wait_until(lambda: mark.exists() and mark.read_text() != "", SOON_S, "the call runs")
+    start_s = time.monotonic()
+    site.close()
+    assert time.monotonic() - start_s < 2 * GOING_S
+
+
+@isthmus.function(timeout_s=0.5)
+def spin() -> None:
+    while True:
+        pass
+
+
+def hide_in_c() -> None:
+    """Blocks every signal in a way that no Python handler can run."""
+    libc = ctypes.PyDLL(None)  # holds the GIL
+    while True:
+        libc.sleep(600)
+
+
+def test_a_function_stuck_in_c_is_killed_on_cancel(site: isthmus.Site) -> None:
+    future = site.submit(hide_in_c)
+    assert future.cancel()
+    assert future.cancelled()
+    assert site.submit(add, 1, 2).result(timeout_s=SOON_S) == 3
+
+
+def close_every_descriptor() -> None:
+    os.closerange(0, 4096)
+
+
+def write_much(size_bytes: int) -> None:
+    for _ in range(size_bytes // 65536):
+        sys.stdout.write("x" * 65535 + "\n")
+
+
+def _state_folders() -> list[Path]:
+    words = [process.command.split() for process in census.descendants() if process.role == "site"]
+    return [Path(line[line.index("--state") + 1]) for line in words]
+
+
+def raise_unpicklable() -> None:
+    class Local(Exception):
+        def __reduce__(self) -> str:
+            raise TypeError("never leaves this process")
+
+    raise Local("text that must arrive")
+
+
+def return_unpicklable() -> object:
+    return threading.Lock()
+
+
+def test_what_cannot_travel_back_says_so(site: isthmus.Site) -> None:
+    with pytest.raises(isthmus.RemoteError, match="text that must arrive"):
+        site.submit(raise_unpicklable).result(timeout_s=SOON_S)
+    with pytest.raises((isthmus.CodecError, TypeError)):
+        site.submit(return_unpicklable).result(timeout_s=SOON_S)
+    assert site.submit(add, 1, 2).result(timeout_s=SOON_S) == 3
+
+
+def recurse(depth: int) -> int:
+    return recurse(depth + 1)
+
+
+def test_endless_recursion_is_an_ordinary_exception(site: isthmus.Site) -> None:
+    with pytest.raises(RecursionError):
+        site.submit(recurse, 0).result(timeout_s=SOON_S)
+    assert site.submit(add, 1, 2).result(timeout_s=SOON_S) == 3
