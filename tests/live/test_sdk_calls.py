@@ -402,3 +402,32 @@ def test_a_closed_site_refuses_and_cancels_what_was_outstanding(site):
     with pytest.raises(isthmus.LeaseEndedError, match="closed"):
         other.call(remote.square, 1)
     other.close()
+
+
+class Stubborn:
+    async def stay(self) -> str:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            return "stayed"
+        return "slept"
+
+    async def rest(self, duration_s: float) -> str:
+        await asyncio.sleep(duration_s)
+        return "rested"
+
+
+def test_a_call_that_swallows_its_cancel_leaves_none_for_the_next(site):
+    """What was meant for a call that went on to succeed must not hit the call after it."""
+    with site.actor(Stubborn) as actor:
+        for _ in range(3):
+            stubborn = actor.stay()
+            while not stubborn.running():
+                time.sleep(0.005)
+            time.sleep(0.05)
+            stubborn.cancel()
+            resting = actor.rest(0.3)
+            queued = actor.rest(0.0)
+            time.sleep(0.1)
+            queued.cancel()  # a signal while the other rests
+            assert resting.result(timeout_s=20) == "rested"

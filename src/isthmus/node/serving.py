@@ -112,7 +112,7 @@ class Server:
         if target is None:
             self._call_other(client, function, frame)
             return
-        self._frame = frame
+        self._frame, self._interrupt = frame, None  # what was left was meant for the call before
         row = function.row
         started_ns = monotonic_ns()
         try:
@@ -129,6 +129,7 @@ class Server:
             meta, buffers = pack_value(result)
             kind = _RESULT
         except BaseException as error:
+            words[RUNNING] = 0  # the signal may have come before the line above that says so
             kind, (meta, buffers) = _ERROR, self._failure(error)
             words[row + ERRORS] += 1
         ended_ns = monotonic_ns()
@@ -147,7 +148,7 @@ class Server:
     def _call_other(self, client: Client, function: Function, frame: Frame) -> None:
         """A call of a function not loaded yet, or of any other kind than a plain function."""
         words, row = self._words, function.row
-        self._frame = frame
+        self._frame, self._interrupt = frame, None  # what was left was meant for the call before
         started_ns = monotonic_ns()
         try:
             kind, encoded = self._run(client, function, frame)

@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from isthmus.core.api import LeaseRequest
-from isthmus.core.errors import ExecutorLostError, IsthmusError
+from isthmus.core.errors import ExecutorLostError, FabricError, IsthmusError
 from isthmus.core.ids import LeaseId
 from isthmus.core.model import ISTHMUS_VERSION, python_version
 from isthmus.fabric.frames import Hello
@@ -96,7 +96,7 @@ class Keeper:
         try:
             for holding in holdings:
                 links.append(self._connect(holding, _hello(holding)))  # noqa: PERF401 - closed one by one on failure
-        except IsthmusError:
+        except Exception:  # whatever it was, nothing may be held afterwards
             for link in links:
                 link.channel.close()
             for holding in holdings:
@@ -112,6 +112,12 @@ class Keeper:
             links = self.take(request)
         except IsthmusError as error:
             events.refused(pool, error)
+            return
+        except Exception as error:  # a task boundary: callers wait for an answer, whatever went wrong
+            log.exception("a lease could not be taken")
+            failure = FabricError(f"a lease could not be taken: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            events.refused(pool, failure)
             return
         if self._closing:
             for link in links:
