@@ -1,15 +1,18 @@
 """What the README and the guides show runs as shown, on a real site."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+FREE_S_MAX = 30.0
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PROGRAMS = [
     pytest.param(match[1], id=f"{name}-{number}")
@@ -30,8 +33,20 @@ def environ(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     subprocess.run([*run, "down"], env=environ, check=True, capture_output=True)
 
 
+def wait_until_free(environ: dict[str, str]) -> None:
+    """Until the program before has given everything back: each may want all cores at once."""
+    command = [sys.executable, "-m", "isthmus", "status", "--json"]
+    deadline_s = time.monotonic() + FREE_S_MAX
+    while time.monotonic() < deadline_s:
+        done = subprocess.run(command, env=environ, check=True, capture_output=True)
+        if json.loads(done.stdout)["cores_leased"] == 0:
+            return
+    pytest.fail(f"cores are still leased {FREE_S_MAX} s after the program that leased them has ended")
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_of_the_documents_runs(program: str, environ: dict[str, str], tmp_path: Path) -> None:
+    wait_until_free(environ)
     file = tmp_path / "program.py"
     file.write_text(program)
     done = subprocess.run(
