@@ -153,6 +153,7 @@ class Server:
         try:
             kind, encoded = self._run(client, function, frame)
         except BaseException as error:
+            self._words[RUNNING] = 0  # as in `_call`
             kind, encoded = _ERROR, self._failure(error)
             words[row + ERRORS] += 1
         ended_ns = monotonic_ns()
