@@ -46,7 +46,8 @@ class Executor:
         self._dead = threading.Event()
         self._domain = SocketDomain()
         self.address = self._domain.listen(f"unix:{path}", self._admit)
-        self._thread = threading.Thread(target=self._serve)
+        # Not waited for at exit: one whose test lost it must not hold up the whole run.
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
