@@ -89,19 +89,23 @@ class Keeper:
     # taking ------------------------------------------------------------------------
     def take(self, request: LeaseRequest) -> list[Link]:
         """Blocks: executors, connected. Raises IsthmusError, holding nothing."""
-        holdings = self._supply.take(request)
-        with self._lock:
-            self._held.update({holding.executor: holding for holding in holdings})
+        taken: list[Holding] = []
         links: list[Link] = []
         try:
-            for holding in holdings:
+            taken += self._supply.take(request)
+            with self._lock:
+                self._held.update({holding.executor: holding for holding in taken})
+            for holding in taken:
                 links.append(self._connect(holding, _hello(holding)))  # noqa: PERF401 - closed one by one on failure
-        except Exception:  # whatever it was, nothing may be held afterwards
+        except Exception as error:  # a task boundary: somebody waits for an answer, whatever went wrong
             for link in links:
                 link.channel.close()
-            for holding in holdings:
+            for holding in taken:
                 self._give_back(holding)
-            raise
+            if isinstance(error, IsthmusError):
+                raise
+            log.exception("a lease could not be taken")
+            raise FabricError(f"a lease could not be taken: {type(error).__name__}: {error}") from error
         self._ensure_worker()
         return links
 
@@ -112,12 +116,6 @@ class Keeper:
             links = self.take(request)
         except IsthmusError as error:
             events.refused(pool, error)
-            return
-        except Exception as error:  # a task boundary: callers wait for an answer, whatever went wrong
-            log.exception("a lease could not be taken")
-            failure = FabricError(f"a lease could not be taken: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            events.refused(pool, failure)
             return
         if self._closing:
             for link in links:
@@ -142,13 +140,20 @@ class Keeper:
             try:
                 job = self._jobs.get(timeout=max(renew_at_s - time.monotonic(), 0.0))
             except queue.Empty:
-                self._renew()
+                self._carry_out(self._renew)
                 renew_at_s = time.monotonic() + self._renew_s()
                 continue
             if job is None:
                 return
-            job()
+            self._carry_out(job)
             renew_at_s = min(renew_at_s, time.monotonic() + self._renew_s())
+
+    def _carry_out(self, job: Callable[[], None]) -> None:
+        """One job's failure must not end the thread that renews and releases all leases."""
+        try:
+            job()
+        except Exception:  # a task boundary
+            log.exception("an order to the site failed")
 
     def _renew_s(self) -> float:
         with self._lock:
@@ -196,7 +201,7 @@ class Keeper:
             time.sleep(pause_s)
             try:
                 cause = self._supply.cause_of_death(executor.link.holding)
-            except IsthmusError as error:
+            except Exception as error:  # a task boundary: the call's caller waits for what is said here
                 cause = ExecutorLostError(f"executor {executor.name} died; the site cannot say why: {error}")
             if cause is not None:
                 break
