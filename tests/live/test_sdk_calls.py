@@ -6,6 +6,7 @@ import functools
 import gc
 import itertools
 import os
+import random
 import threading
 import time
 import weakref
@@ -431,3 +432,25 @@ def test_a_call_that_swallows_its_cancel_leaves_none_for_the_next(site):
             time.sleep(0.1)
             queued.cancel()  # a signal while the other rests
             assert resting.result(timeout_s=20) == "rested"
+
+
+def spun(turns: int) -> int:
+    for _ in range(turns):
+        pass
+    return turns
+
+
+def test_cancels_at_random_moments_hit_nobody_else(site):
+    """Signals arrive between any two steps of the executor; only the call that was meant may feel one."""
+    chance = random.Random(20)
+    kept, cancelled = [], []
+    for _ in range(600):
+        victim = site.submit(spun, chance.randrange(20_000))
+        kept.append((turns := chance.randrange(2_000), site.submit(spun, turns)))
+        spun(chance.randrange(20_000))
+        victim.cancel()
+        cancelled.append(victim)
+    assert [future.result(timeout_s=30) for _, future in kept] == [turns for turns, _ in kept]
+    outcomes = [victim.exception(timeout=30) if not victim.cancelled() else None for victim in cancelled]
+    assert all(outcome is None or isinstance(outcome, isthmus.CallCancelledError) for outcome in outcomes)
+    assert any(victim.cancelled() for victim in cancelled)

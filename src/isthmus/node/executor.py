@@ -26,7 +26,7 @@ from isthmus.fabric.channels import Domain
 from isthmus.fabric.frames import CODEC_VERSION, FRAME_VERSION, Hello, Refusal, Welcome
 from isthmus.node import assignments, fencing
 from isthmus.node.assignments import Assignment, Broken, Ready
-from isthmus.node.interruption import Terminated
+from isthmus.node.interruption import CallInterrupted, Terminated
 from isthmus.node.page import EXIT_STATUS, PID, START_TICKS, Page
 from isthmus.node.processes import start_ticks
 from isthmus.node.serving import Server
@@ -48,13 +48,13 @@ def run(control: socket.socket, fabric: str) -> NoReturn:
     assignment = _await_assignment(control)
     page = _occupy(assignment)
     server = Server(domain, page, assignment.spin_s, lambda code: _leave(page, code))
+    _handle_signals(server, page)  # before the first signal can come
     try:
         address = domain.listen(assignment.listen, Admission(assignment))
         domain.announce(ANNOUNCE)
     except (IsthmusError, OSError) as error:
         control.send(assignments.pack(Broken(code="FabricError", message=str(error))))
         os._exit(1)
-    _handle_signals(server, page)
     page.address = address
     control.send(assignments.pack(Ready(address=address)))
     control.close()
@@ -162,11 +162,13 @@ def _handle_signals(server: Server, page: Page) -> None:
 
 
 def _serve(server: Server, page: Page, domain: Domain) -> NoReturn:
+    """Ends in order by SIGTERM or SIGINT, whether the signal comes in a call, between two or while ending."""
     try:
         server.run()
-    except Terminated:
-        server.close()
-        domain.close()
+    except (Terminated, CallInterrupted, KeyboardInterrupt):
+        with contextlib.suppress(Terminated, CallInterrupted, KeyboardInterrupt):
+            server.close()
+            domain.close()
     _leave(page, 0)
 
 

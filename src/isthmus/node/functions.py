@@ -120,7 +120,7 @@ class Function:
             return
         try:
             self._run_marked(instance, EXIT)
-        except Exception:  # a task boundary: nobody waits for an exit method
+        except (Exception, SystemExit, KeyboardInterrupt):  # a task boundary: nobody waits for an exit method
             traceback.print_exc(file=sys.stderr)
 
     def _load(self) -> None:

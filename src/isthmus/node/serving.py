@@ -83,6 +83,7 @@ class Server:
 
     def close(self) -> None:
         """Run what actors left to do."""
+        self._frame = None  # if a call was under way, it is over
         self._clients.close()
         self._loop.close()
 
@@ -242,12 +243,14 @@ class Server:
         return encode_error(error)
 
     def _send(self, client: Client, kind: int, encoded: Encoded, frame: Frame) -> None:
-        """Send, however long the peer takes to make room; frames that come meanwhile are kept."""
+        """Send, however long the peer takes to make room; frames that come are kept. Raises Terminated."""
         try:
             while not client.send(kind, frame.call_id, frame.function_id, encoded.meta, encoded.data):
                 came = self._domain.poll(0.1)
                 if came is not None:
                     self._receive(came)
+                if self._terminated:
+                    raise Terminated
         except PeerLostError:
             return
 
@@ -260,7 +263,12 @@ class Server:
             self._signalled = True
 
     def _heed_note(self) -> None:
-        """Between two acts of a group on the fabric: heed what came in during the first."""
+        """Between two acts of a group on the fabric: heed what came in during the first.
+
+        A group may also be closed between calls; then there is nothing to stop, and the note stays.
+        """
+        if self._frame is None:
+            return
         if self._terminated:
             raise Terminated
         if self._signalled:
