@@ -356,8 +356,10 @@ def test_a_durable_call_raises_what_the_function_raised(site):
 
 # life ----------------------------------------------------------------
 def test_seeing_leases_bill_and_latencies(site):
-    site.call(remote.square, 1)
-    site.call(remote.square, 1)
+    for _ in range(
+        50
+    ):  # a call that finds another thread at the fabric takes the longer way, which is not timed
+        site.call(remote.square, 1)
     assert site.leases()
     assert sum(row.leases for row in site.bill()) >= 1
     report = site.latency()
