@@ -33,3 +33,9 @@ def test_a_group_gives_its_cores_back(site):
     for _ in range(3):
         assert len(site.group(remote.sum_of_ranks, size=SIZE)(np.ones(10))) == SIZE
     assert site.call(remote.square, 3) == 9
+
+
+def test_a_group_that_can_never_start_is_refused_at_once(site):
+    size = 2 * len(os.sched_getaffinity(0)) + 1
+    with pytest.raises(isthmus.DeniedError, match="all nodes together hold"):
+        site.group(remote.sum_of_ranks, size=size)(np.ones(10))

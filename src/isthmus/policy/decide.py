@@ -256,7 +256,8 @@ class _Judgement:
     # outcomes -----------------------------------------------------------------------------------------------
     def _why_not(self, candidates: tuple[Candidate, ...], fitting: int) -> tuple[Block, str]:
         asked = f"{self.demand.lease.count} x {self.resources.cores} cores, {self.resources.memory}"
-        too_large = limits.too_large(self.snapshot.nodes, self.resources)
+        least = self.demand.lease.count if self.demand.lease.together else 1
+        too_large = limits.too_large(self.snapshot.nodes, self.resources, least)
         if too_large:
             return "size", too_large
         if fitting and candidates and all(candidate.denied_by for candidate in candidates):

@@ -6,6 +6,8 @@ Invariant: pure arithmetic on holdings. Not here: whether a node has room (`plac
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from isthmus.core.model import Resources
 from isthmus.policy.rules import Cap
 from isthmus.policy.snapshot import Demand, Holding, NodeTable, Pool, Snapshot
@@ -42,8 +44,10 @@ def room(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Room:
     return best
 
 
-def too_large(nodes: NodeTable, resources: Resources) -> str:
-    """Why no node could ever hold the lease, even empty; nothing if one could (or none is known yet)."""
+def too_large(nodes: NodeTable, resources: Resources, least: int) -> str:
+    """Why `least` such leases could never be held at once, even with all nodes empty; nothing if they could (or
+    no node is known yet).
+    """
     if not nodes.ids:
         return ""
     checks = (
@@ -55,9 +59,15 @@ def too_large(nodes: NodeTable, resources: Resources) -> str:
         if need > int(column.max()):
             largest = int(column.argmax())
             return f"no node has {need} {noun} (most: {int(column[largest])} on {nodes.ids[largest]})"
-    whole = (nodes.cores >= resources.cores) & (nodes.memory_bytes >= resources.memory_bytes)
-    whole &= nodes.gpus >= resources.gpus
-    return "" if whole.any() else f"no single node has all of {resources}"
+    slots = np.minimum(nodes.cores // resources.cores, nodes.memory_bytes // resources.memory_bytes)
+    if resources.gpus:
+        slots = np.minimum(slots, nodes.gpus // resources.gpus)
+    if not slots.any():
+        return f"no single node has all of {resources}"
+    most = int(slots.sum())
+    return (
+        "" if most >= least else f"{least} leases at once were asked for, all nodes together hold {most} such"
+    )
 
 
 def _limits(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Iterator[_Limit]:

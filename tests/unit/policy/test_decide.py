@@ -52,6 +52,14 @@ def test_what_no_node_could_ever_hold_is_denied_with_the_largest() -> None:
     assert "most: 8 on b" in decision.reason
 
 
+def test_a_group_larger_than_all_nodes_is_denied_with_what_would_fit() -> None:
+    situation = snapshot(node("a", free=0, cores=4), node("b", free=2, cores=8))
+    decision = decide(ALLOW_ALL, situation, demand(cores=3, count=4, together=True))
+    assert (decision.outcome, decision.blocked_by) == ("deny", "size")
+    assert "all nodes together hold 3 such" in decision.reason
+    assert decide(ALLOW_ALL, situation, demand(cores=3, count=3, together=True)).outcome == "wait"
+
+
 def test_harvested_leases_are_denied_honestly_while_nothing_can_harvest() -> None:
     decision = decide(ALLOW_ALL, snapshot(node("a")), demand(lease_class=LeaseClass.HARVESTED))
     assert decision.outcome == "deny"
