@@ -45,8 +45,8 @@ def room(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Room:
 
 
 def too_large(nodes: NodeTable, resources: Resources, least: int) -> str:
-    """Why `least` such leases could never be held at once, even with all nodes empty; nothing if they could (or
-    no node is known yet).
+    """Why `least` such leases could never be held at once, even with all nodes empty; nothing if they could
+    (or no node is known yet).
     """
     if not nodes.ids:
         return ""
@@ -65,9 +65,7 @@ def too_large(nodes: NodeTable, resources: Resources, least: int) -> str:
     if not slots.any():
         return f"no single node has all of {resources}"
     most = int(slots.sum())
-    return (
-        "" if most >= least else f"{least} leases at once were asked for, all nodes together hold {most} such"
-    )
+    return "" if most >= least else f"{least} leases at once: all nodes together hold {most} such"
 
 
 def _limits(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Iterator[_Limit]:
