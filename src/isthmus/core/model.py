@@ -55,7 +55,7 @@ class Environment(Record, frozen=True):
 
     python        path of the interpreter; "" means the agent's own
     sys_path      extra import directories of the caller (same machine or shared file system)
-    requirements  pip requirement lines; non-empty means a cached virtual environment named by its hash
+    requirements  pip requirement lines, no options; non-empty means a cached virtual environment named by its hash
     preload       modules the zygote imports once, so that every executor starts with them
     """
 
@@ -63,6 +63,11 @@ class Environment(Record, frozen=True):
     sys_path: tuple[str, ...] = ()
     requirements: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        options = [line for line in self.requirements if line.lstrip().startswith("-")]
+        if options:
+            raise ValueError(f"requirements name packages; {options[0]!r} is an option of pip")
 
     @property
     def id(self) -> EnvironmentId:
