@@ -55,7 +55,7 @@ class Environment(Record, frozen=True):
 
     python        path of the interpreter; "" means the agent's own
     sys_path      extra import directories of the caller (same machine or shared file system)
-    requirements  pip requirement lines, no options; non-empty means a cached virtual environment named by its hash
+    requirements  pip requirement lines, no options; if any, a cached virtual environment named by its hash
     preload       modules the zygote imports once, so that every executor starts with them
     """
 
