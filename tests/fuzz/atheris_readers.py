@@ -10,7 +10,9 @@ with atheris.instrument_imports(include=["isthmus"]):
 
 def main(name: str, seconds: int) -> None:
     target = next(target for target in targets.TARGETS if target.__name__ == name)
-    atheris.Setup([sys.argv[0], f"-max_total_time={seconds}", "-max_len=512", "-rss_limit_mb=2048"], target)
+    # The peak of resident memory is inherited from the test runner, so only single allocations are limited.
+    limits = ("-max_len=512", "-rss_limit_mb=0", "-malloc_limit_mb=1024")
+    atheris.Setup([sys.argv[0], f"-max_total_time={seconds}", *limits], target)
     atheris.Fuzz()
 
 

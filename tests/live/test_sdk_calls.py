@@ -392,7 +392,7 @@ def test_a_dropped_site_lets_its_last_call_end_and_gives_its_leases_back(site, t
     del other
     gc.collect()
     assert gone() is None
-    future.result(timeout_s=20)
+    future.result(timeout_s=45)  # the module's site may hold all cores until they were idle for long
     assert mark.read_text() == "apple"
 
 

@@ -87,7 +87,12 @@ def test_a_dead_slurmctld_changes_nothing_for_open_leases(cluster, open_site):
                 assert lease["state"] == "active"
                 refused = client.post("/v1/leases", json={"lease_class": "reserved"}).json()["error"]
             assert refused["code"] in ("SiteUnavailableError", "NoCapacityError")
-        wait_for(lambda: int(job) in cluster.jobs())
+
+        def is_back():
+            assert isthmus_site.call(remote.where)["job"] == job  # in use: an idle lease would be given back
+            return int(job) in cluster.jobs()
+
+        wait_for(is_back)
         time.sleep(1.5)  # several ticks in which it can
         assert isthmus_site.call(remote.where)["job"] == job
 
