@@ -48,7 +48,7 @@ GROW_PAUSE_S_MAX = 5.0
 QUEUE_WAIT_S = 30.0  # how long the site may keep us waiting when we hold nothing at all
 SITE_ATTEMPTS_MAX = 3  # requests that find no site before calls without an executor fail
 IDLE_S = 2.0  # an executor without work is given back after this
-LAST_IDLE_S = 20.0  # ... and the last one of a pool after this; less than QUEUE_WAIT_S: others may wait for it
+LAST_IDLE_S = 20.0  # ... and the last one of a pool after this; others may wait for it, for QUEUE_WAIT_S
 KILL_GRACE_S = 2.0  # between asking running code to stop and killing its process
 RETRY_BACKOFF_S_MAX = 30.0
 
