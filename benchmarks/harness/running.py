@@ -60,11 +60,12 @@ def run_subject(subject: Subject, arguments: Sequence[str]) -> Answer:
     """Raises SubjectFailedError."""
     start_s = time.monotonic()
     shared_before = _shared_memory()
+    strangers = frozenset(descendants(os.getpid()))  # whoever calls us may have children of its own
     folder = tempfile.mkdtemp(prefix="ib-")  # short: Ray puts Unix sockets below it
     try:
-        stdout = _communicate(subject, arguments, folder)
+        stdout = _communicate(subject, arguments, folder, strangers)
     finally:
-        litter = _reap(kill_at_once=False) + _remove_shared_memory(shared_before)
+        litter = _reap(strangers, _SETTLE_S) + _remove_shared_memory(shared_before)
         shutil.rmtree(folder, ignore_errors=True)
     answer = json.loads(stdout)
     return Answer(
@@ -77,7 +78,7 @@ def run_subject(subject: Subject, arguments: Sequence[str]) -> Answer:
     )
 
 
-def _communicate(subject: Subject, arguments: Sequence[str], folder: str) -> str:
+def _communicate(subject: Subject, arguments: Sequence[str], folder: str, strangers: frozenset[int]) -> str:
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         process = subprocess.Popen(
             [subject.python, "-P", "-m", subject.module, *arguments],
@@ -87,12 +88,12 @@ def _communicate(subject: Subject, arguments: Sequence[str], folder: str) -> str
         try:
             stdout, _ = process.communicate(timeout=subject.limit_s)
         except subprocess.TimeoutExpired:
-            _stop(process)
+            _stop(process, strangers)
             raise SubjectFailedError(
                 f"{subject.name}: no answer within {subject.limit_s:.0f} s{_tail(stderr)}"
             ) from None
         except BaseException:
-            _stop(process)
+            _stop(process, strangers)
             raise
         if process.returncode != 0 or not stdout:
             raise SubjectFailedError(f"{subject.name}: exit code {process.returncode}{_tail(stderr)}")
@@ -106,12 +107,12 @@ def _environment(folder: str) -> dict[str, str]:
     return kept | homes | {"TMPDIR": folder, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def _stop(process: subprocess.Popen[str], strangers: frozenset[int]) -> None:
     process.terminate()
     try:
         process.communicate(timeout=_SHUTDOWN_S)
     except subprocess.TimeoutExpired:
-        _reap(kill_at_once=True)
+        _reap(strangers, patience_s=0.0)
         process.communicate()
 
 
@@ -121,10 +122,14 @@ def _tail(stderr: "tempfile._TemporaryFileWrapper[str]") -> str:
     return "".join(f"\n    {line}" for line in lines)
 
 
-def _reap(kill_at_once: bool) -> list[str]:
-    """Wait for all descendants to end, then kill those that did not; gives the names of the killed."""
-    patient_until_s = time.monotonic() + (0.0 if kill_at_once else _SETTLE_S)
-    while (alive := descendants(os.getpid())) and time.monotonic() < patient_until_s:
+def _reap(strangers: frozenset[int], patience_s: float) -> list[str]:
+    """Wait for what the subject started to end, then kill what did not; gives the names of the killed."""
+
+    def left_over() -> list[int]:
+        return [process for process in descendants(os.getpid()) if process not in strangers]
+
+    patient_until_s = time.monotonic() + patience_s
+    while (alive := left_over()) and time.monotonic() < patient_until_s:
         _collect_exited()
         time.sleep(0.02)
     names = [f"process {_command(process_id)}" for process_id in alive]
@@ -135,7 +140,7 @@ def _reap(kill_at_once: bool) -> list[str]:
                 os.kill(process_id, signal.SIGKILL)
         _collect_exited()
         time.sleep(0.02)
-        alive = descendants(os.getpid())
+        alive = left_over()
     return names
 
 

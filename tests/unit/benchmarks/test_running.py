@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def test_a_process_left_behind_is_killed_and_reported(subject, monkeypatch):
     answer = run_subject(subject(f"{leave}\nprint({ANSWER!r})"), ())
     assert answer.litter == ("process sleep 60",)
     assert running.descendants(os.getpid()) == []
+
+
+def test_a_child_that_was_there_before_is_nobodys_litter(subject):
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        answer = run_subject(subject(f"print({ANSWER!r})"), ())
+        assert (answer.litter, bystander.poll()) == ((), None)
+        bystander.kill()
 
 
 def test_temporary_files_and_homes_of_a_subject_are_its_own_and_are_removed(subject):
