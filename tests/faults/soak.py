@@ -105,7 +105,10 @@ class Soak:
     def _kill_one(self, kind: str) -> None:
         victims = self._victims(kind)
         if victims:
-            census.kill(self.random.choice(victims))
+            victim = self.random.choice(victims)
+            census.kill(victim)
+            if victim == self._site.pid:
+                self._site.wait()  # a dying site has no address to give to new clients
             self.kills[kind] += 1
 
     def _victims(self, kind: str) -> list[int]:
