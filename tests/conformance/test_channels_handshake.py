@@ -200,7 +200,11 @@ def is_cut_off(sock: socket.socket) -> bool:
         struct.pack("<I", 3) + b"\xc1\xc1\xc1",
         struct.pack("<I", 1) + b"\x80",
         pack_handshake(msgspec.structs.replace(hello()))[:-1] + b"\xff" * 3,
+        struct.pack("<I", 60_000) + b"\x82\xa1x" + b"\x91" * 59_997,
+        pack_handshake(msgspec.structs.replace(hello(), channel_id=2**32)),
+        pack_handshake(msgspec.structs.replace(hello(), channel_key=-1)),
     ],
+    ids=["http", "empty", "too-long", "no-msgpack", "no-struct", "broken", "nested", "big-id", "bad-key"],
 )
 def test_garbage_is_cut_off_and_honest_callers_are_served(server: str, data: bytes) -> None:
     stranger = raw(server)

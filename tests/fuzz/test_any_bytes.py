@@ -63,6 +63,17 @@ def test_any_bytes_give_a_value_or_the_readers_own_error(
     target(data)
 
 
+@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.__name__)
+@pytest.mark.parametrize("before", [b"", b"\x82\xa1x", b"\x11\x82\xa1x"], ids=["bare", "field", "words"])
+def test_nesting_without_end_ends_in_the_readers_own_error(
+    target: Callable[[bytes], None], before: bytes
+) -> None:
+    """A struct with an unknown field makes the reader skip it, however deep it goes."""
+    body = before + b"\x91" * 60_000
+    target(body)
+    target(len(body).to_bytes(4, "little") + body)
+
+
 @pytest.mark.parametrize("encoded", [_TREE, _ARRAY], ids=["tree", "array"])
 @_FUZZ
 @given(draw=st.data())

@@ -58,7 +58,7 @@ def encode_words(kind: type[IsthmusError], message: str) -> Encoded:
 def decode_exception(body: Buffer, region: Region) -> BaseException:
     try:
         report = _report.decode(body)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CodecError(f"not an encoded exception: {error}") from error
     exception = _rebuilt(report, region)
     exception.__cause__ = RemoteTraceback(report.text)

@@ -48,7 +48,7 @@ def encode_pickle(value: object, names: dict[str, object]) -> Encoded:
 def decode_pickle(body: Buffer, region: Region) -> Any:
     try:
         stream, places = _body.decode(body)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CodecError(f"not an encoded value: {error}") from error
     code = stream if isinstance(stream, bytes) else region.part(0, stream)
     return loads(code, [region.part(offset, size_bytes) for offset, size_bytes in places])

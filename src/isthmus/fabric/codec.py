@@ -234,7 +234,7 @@ def decode_group(data: Buffer) -> GroupTable:
     """Raises CodecError."""
     try:
         return _group.decode(data)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CodecError(f"not a group table: {error}") from error
 
 
@@ -246,7 +246,7 @@ def decode_header(meta: Buffer) -> FunctionHeader:
     """Raises CodecError."""
     try:
         return _header.decode(meta)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CodecError(f"not a function header: {error}") from error
 
 

@@ -25,9 +25,10 @@ offset  size  field
 
 import enum
 import struct
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from isthmus.core.errors import FrameError
 
@@ -109,6 +110,10 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
 # On the bootstrap socket, each message is a 4-byte little-endian length and one msgpack struct, tagged.
 
 
+ChannelNumber = Annotated[int, Meta(ge=0, lt=2**32)]
+ChannelKey = Annotated[int, Meta(ge=0)]  # msgpack has no larger ones than 64 bits
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello", forbid_unknown_fields=True):
     """First message of the side that connects."""
 
@@ -120,8 +125,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello", forbid_unkno
     role: str = "client"  # or "peer": another rank of the same group
     rank: int = -1
     host: str = ""  # boot id + network namespace: equal means shared memory can work
-    channel_id: int = 0  # what the acceptor must put into frames it sends
-    channel_key: int = 0
+    channel_id: ChannelNumber = 0  # what the acceptor must put into frames it sends
+    channel_key: ChannelKey = 0
     domains: tuple[str, ...] = ("sockets",)  # in order of preference: "ucx", "sockets"
     ucx_address: bytes = b""
 
@@ -132,8 +137,8 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome", forbid_u
     executor: str
     python: str
     isthmus: str
-    channel_id: int
-    channel_key: int
+    channel_id: ChannelNumber
+    channel_key: ChannelKey
     credits: int
     domain: str = "sockets"
     ucx_address: bytes = b""
@@ -168,5 +173,5 @@ def handshake_bytes(prefix: bytes) -> int:
 def unpack_handshake(body: bytes) -> Handshake:
     try:
         return _HANDSHAKE.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:  # nested without end
         raise FrameError(f"not an isthmus handshake: {error}") from error

@@ -101,7 +101,10 @@ def pack(packet: Packet) -> bytes:
 
 def unpack(data: bytes) -> Packet:
     """Raises msgspec.MsgspecError for anything that is no packet."""
-    packet: Packet = _DECODER.decode(data)
+    try:
+        packet: Packet = _DECODER.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"text that is not UTF-8, or nested too deep: {error}") from error
     return packet
 
 

@@ -218,6 +218,6 @@ def decode(data: bytes) -> AnyMessage:
     """Raises msgspec.MsgspecError (DecodeError or ValidationError) for anything that is no message."""
     try:
         message: AnyMessage = _DECODER.decode(data)
-    except UnicodeDecodeError as error:
-        raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"text that is not UTF-8, or nested too deep: {error}") from error
     return message

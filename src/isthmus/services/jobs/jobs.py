@@ -117,7 +117,7 @@ class Jobs:
         self._ended.setdefault(call, []).append(ended)
         try:
             result = await self._on_disk(self._store.result, _visible_to(principal), call)
-            if result.state not in ("queued", "running") or wait_s <= 0:
+            if result.state not in ("queued", "running") or not wait_s > 0:  # no number is no wait either
                 return result
             await asyncio.wait({ended}, timeout=min(wait_s, WAIT_MAX_S))
             return await self._on_disk(self._store.result, _visible_to(principal), call)
