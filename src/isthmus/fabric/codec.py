@@ -9,7 +9,8 @@ layout:
 
 A call is encoded as the pair (args, kwargs). Decoded arrays are views on the received data: nothing is
 copied. The codec keeps no reference to what it encoded, but `Encoded.data` does: do not change large
-arguments in flight.
+arguments in flight. The functions of the shortest path (`pack_*`, `decode_*`) have native shortcuts for small
+builtin values (`native/plain.cpp`), which leave everything else to them.
 Not here: how bytes travel (`channels`), and who may decode them (executors and clients only; never the site).
 """
 
@@ -22,6 +23,7 @@ import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 
 from isthmus.core.errors import CodecError, FunctionLoadError
+from isthmus.fabric import _shortcuts as shortcuts
 from isthmus.fabric._buffers import INLINE_BYTES_MAX, Buffer, Encoded, Region, join
 from isthmus.fabric._exceptions import (
     EXCEPTION,
@@ -106,6 +108,7 @@ def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
         return encode_pickle((args, kwargs), {"args": args, "kwargs": kwargs})
 
 
+@shortcuts.pack_call
 def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
     """`encode_call` for the shortest path: small positional values are looked at once and named nothing."""
     if not kwargs:
@@ -121,6 +124,7 @@ def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
     return encode_call(args, kwargs)
 
 
+@shortcuts.decode_call
 def decode_call(meta: Buffer, data: Buffer | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and the keyword arguments. Raises CodecError."""
     if meta and meta[0] == _PLAIN:
@@ -153,6 +157,7 @@ def encode_value(value: Any) -> Encoded:
         return encode_pickle(value, {"the result": value})
 
 
+@shortcuts.pack_value
 def pack_value(value: Any) -> Packed:
     """`encode_value` for the shortest path."""
     kind = type(value)
@@ -164,6 +169,7 @@ def pack_value(value: Any) -> Packed:
     return encode_value(value)
 
 
+@shortcuts.decode_value
 def decode_value(meta: Buffer, data: Buffer | None) -> Any:
     """Raises CodecError. Runs the sender's code if the layout is PICKLE."""
     layout = meta[0] if meta else 0
