@@ -247,6 +247,53 @@ def test_a_flood_of_callers_does_not_starve_an_honest_one(server: str) -> None:
     domain.close()
 
 
+def listening() -> set[str]:
+    """TCP sockets of this process at which anybody may call, and memory that its group may attach."""
+    links = {os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if _is_socket(name)}
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/self/net/{table}").read_text("ascii").splitlines()[1:]
+    ]
+    segments = [line for line in Path("/proc/self/maps").read_text().splitlines() if "SYSV" in line]
+    return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in links} | set(segments)
+
+
+def _is_socket(descriptor: str) -> bool:
+    with contextlib.suppress(OSError):  # the descriptor that listed them
+        return os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
+    return False
+
+
+@pytest.mark.parametrize("kind", DOMAINS)
+def test_a_domain_has_no_door_but_the_one_it_was_told_to_open(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UCX_TLS", raising=False)
+    before = listening()
+    domain = open_domain(kind)
+    domain.listen(f"unix:{tmp_path}/s", lambda _: pytest.fail("nobody calls"))
+    assert listening() - before == set()
+    domain.listen("tcp://127.0.0.1:0", lambda _: pytest.fail("nobody calls"))
+    assert len(listening() - before) == 1
+    domain.close()
+
+
+@pytest.mark.parametrize("kind", DOMAINS)
+def test_a_peer_of_another_machine_without_rdma_is_reached_by_sockets(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UCX_TLS", raising=False)
+    peer = PeerProcess(kind, "tcp", tmp_path)
+    monkeypatch.setattr(bootstrap, "host_identity", lambda: "another machine")
+    try:
+        with connected(Pair(kind, kind, "tcp"), peer) as (domain, channel):
+            assert channel.transport == "sockets:tcp"
+            assert ask(domain, channel, Act.ECHO, b"far").meta == b"far"
+    finally:
+        peer.stop()
+
+
 # admitted, and then no frames -------------------------------------------------------------------------------
 def admitted(address: str) -> tuple[socket.socket, Header]:
     """A socket whose handshake is over, and the header of a good frame."""

@@ -20,8 +20,11 @@ VERSION_MIN = (1, 13)
 _SONAME = "libucp.so.0"
 _VERSION = re.compile(rb"(?<![\d.])(\d+)\.(\d+)\.(\d+)\x00")
 
-# For variables that are unset: no signal handlers (Python's own are in charge) and no chatter.
+# For variables that are unset: no signal handlers (Python's own are in charge), no chatter, and no door
+# besides ours. UCX's TCP listens on every network and asks nobody for a token; its System V segments are open
+# to the user's whole group. Peers that nothing else reaches get a channel of plain sockets.
 _DEFAULTS = {
+    "UCX_TLS": "^tcp,sysv",
     "UCX_ERROR_SIGNALS": "",
     "UCX_HANDLE_ERRORS": "none",
     "UCX_DEBUG_SIGNO": "0",
