@@ -98,7 +98,7 @@ class GatewaySettings(Section, frozen=True):
     """0: any free port; clients on this machine find it in the state directory."""
 
     body_bytes_max: Annotated[int, Meta(ge=4096)] = 256 * 2**20
-    """Largest request body (durable calls carry their arguments)."""
+    """Largest request body, and largest result of a durable call: both pass through the site."""
 
 
 class PolicySettings(Section, frozen=True):

@@ -26,7 +26,7 @@ import msgspec
 from isthmus.core.errors import FabricError, FrameError, PeerLostError
 from isthmus.fabric import bootstrap
 from isthmus.fabric.channels import Admission, Buffer, Frame
-from isthmus.fabric.frames import Hello, Kind, Refusal, Welcome
+from isthmus.fabric.frames import DATA_BYTES_MAX, Hello, Kind, Refusal, Welcome
 from isthmus.fabric.natives import NativeFunction
 from isthmus.fabric.streams import SCRATCH_BYTES, Ends, FrameStream, lost
 
@@ -36,6 +36,7 @@ _SLEEP_S_MAX = 3600.0  # epoll counts milliseconds in an int
 _ROOM_WAIT_S = 0.001  # between two attempts of `call` on a channel that is full
 _TURN_S = 0.01  # after this long a thread that waits for its turn wakes the one that has it
 _EVENTS_MAX = 64
+MALFORMED = "the peer does not speak frames"  # how the reason of such a LOST begins
 _CLOSED = "the fabric domain is closed"
 _FORKED = "the fabric domain belongs to the parent process; open one after the fork"
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP
@@ -83,12 +84,13 @@ class SocketChannel:
 
 
 class SocketDomain:
-    """See channels.Domain."""
+    """See channels.Domain. A peer that sends more than `data_bytes_max` in one frame loses its channel."""
 
     name = "sockets"
 
-    def __init__(self) -> None:
+    def __init__(self, data_bytes_max: int = DATA_BYTES_MAX) -> None:
         self.malformed_peers = 0
+        self._data_bytes_max = data_bytes_max
         self._epoll = select.epoll()
         self._alarm = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._alarm, select.EPOLLIN)
@@ -170,7 +172,7 @@ class SocketDomain:
         bootstrap.tune(sock)
         unix = sock.family == socket.AF_UNIX
         shares = unix and peer.host == bootstrap.host_identity()
-        stream = FrameStream(sock, ends, shares, self._scratch)
+        stream = FrameStream(sock, ends, shares, self._scratch, self._data_bytes_max)
         transport = f"sockets:{'unix' if unix else 'tcp'}{'+memfd' if shares else ''}"
         channel = SocketChannel(self, stream, peer, transport)
         self._channels[channel.id] = channel
@@ -333,7 +335,7 @@ class SocketDomain:
             frames, malformed = stream.receive(), ""
         except FrameError as error:
             self.malformed_peers += 1
-            frames, malformed = stream.salvage(), f"the peer does not speak frames: {error}"
+            frames, malformed = stream.salvage(), f"{MALFORMED}: {error}"
         self._deliver(channel, frames)
         if malformed or stream.ended:
             self._bury(channel, malformed or stream.reason)

@@ -22,7 +22,16 @@ from typing import NamedTuple
 from isthmus.core.errors import FabricError, FrameError, PeerLostError
 from isthmus.fabric._memory import IOVECS_MAX, SHARED_BYTES_MIN, advance, allocate, receive_shared, share
 from isthmus.fabric.channels import Buffer, Frame
-from isthmus.fabric.frames import FRAME_VERSION, HEADER, HEADER_BYTES, Flag, Header, Kind, unpack_header
+from isthmus.fabric.frames import (
+    DATA_BYTES_MAX,
+    FRAME_VERSION,
+    HEADER,
+    HEADER_BYTES,
+    Flag,
+    Header,
+    Kind,
+    unpack_header,
+)
 
 QUEUE_BYTES_MAX = 4 * 2**20  # accepted but not yet taken by the kernel; beyond it `send` refuses
 QUEUE_FRAMES_MAX = 1024
@@ -77,11 +86,15 @@ class _Parcel:
 
 
 class FrameStream:
-    """`shares`: both ends are on one host and the socket is a Unix one, so large data may go as a memfd."""
+    """`shares`: both ends are on one host and the socket is a Unix one, so large data may go as a memfd.
+
+    A frame that arrives with more than `data_bytes_max` is an error.
+    """
 
     def __init__(
-        self, sock: socket.socket, ends: Ends, shares: bool, scratch: bytearray | None = None
-    ) -> None:
+        self, sock: socket.socket, ends: Ends, shares: bool, scratch: bytearray | None = None,
+        data_bytes_max: int = DATA_BYTES_MAX,
+    ) -> None:  # fmt: skip
         self.ends = ends
         self.ended = False
         self.reason = ""
@@ -93,7 +106,7 @@ class FrameStream:
         self._urgent: deque[_Parcel] = deque()
         self._queued_bytes = 0
         self._scratch = memoryview(scratch if scratch is not None else bytearray(SCRATCH_BYTES))
-        self._arriving = _Arriving(ends)
+        self._arriving = _Arriving(ends, data_bytes_max)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -288,7 +301,8 @@ class FrameStream:
 class _Arriving:
     """Cuts a stream of bytes into frames. Holds at most one incomplete frame."""
 
-    def __init__(self, ends: Ends) -> None:
+    def __init__(self, ends: Ends, data_bytes_max: int = DATA_BYTES_MAX) -> None:
+        self._data_bytes_max = data_bytes_max
         self.frames: list[Frame] = []
         self.dropped_frames = 0
         self._ends = ends
@@ -340,6 +354,9 @@ class _Arriving:
         return data[missing:]
 
     def _begin(self, header: Header) -> None:
+        if header.data_bytes > self._data_bytes_max:
+            limit_bytes = self._data_bytes_max
+            raise FrameError(f"a frame of {header.data_bytes} bytes; at most {limit_bytes} are taken here")
         self._header = header
         self._meta = memoryview(bytearray(header.meta_bytes))
         shared = header.flags & Flag.SHARED

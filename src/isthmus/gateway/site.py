@@ -134,7 +134,7 @@ def _build(
     hub = AgentHub(join_key, settings.leasing.orphan_s)
     platform = _platform(settings, state, site.url, join_key, hub, options.parent)
     leasing = Leasing(settings.leasing, ledger, platform, hub, policies, clock, site_key)
-    jobs = Jobs(settings.jobs, leasing, calls, Relay(settings.node.fabric), clock, keys.quota)
+    jobs = Jobs(settings.jobs, leasing, calls, Relay(settings.gateway.body_bytes_max), clock, keys.quota)
     operations = [
         *Overview(leasing, platform.name, site, clock).operations(),
         *Leases(leasing, hub).operations(),

@@ -30,6 +30,7 @@ from isthmus.fabric.frames import Kind, Welcome
 from isthmus.fabric.sockets import SocketDomain
 from isthmus.services.jobs import CallStore, Jobs, Relay
 
+RESULT_BYTES_MAX = 100_000
 ADA = Principal(tenant=TenantId("ada"))
 BOB = Principal(tenant=TenantId("bob"))
 
@@ -79,6 +80,9 @@ class Executor:
                 case Kind.CALL, b"raise":
                     self.seen.append(b"raise")
                     channel.send(Kind.ERROR, frame.call_id, 0, b"e")
+                case Kind.CALL, b"boast":
+                    self.seen.append(b"boast")
+                    channel.send(Kind.RESULT, frame.call_id, 0, b"m", [bytes(RESULT_BYTES_MAX + 1)])
                 case Kind.CALL, b"die":
                     self._dead.set()
                     self._domain.close()
@@ -148,7 +152,7 @@ def call(meta: bytes, data: bytes = b"payload", **more) -> DurableCall:
 @asynccontextmanager
 async def running(tmp_path, leases: Leases, **settings) -> AsyncIterator[Jobs]:
     store = CallStore(tmp_path / "calls.sqlite3", history_s=1000.0)
-    relay = Relay("sockets")
+    relay = Relay(RESULT_BYTES_MAX)
     jobs = Jobs(JobsSettings(**settings), leases, store, relay, SystemClock(), lambda tenant: Quota())
     loop = asyncio.create_task(jobs.run())
     try:
@@ -172,6 +176,28 @@ def test_a_result_is_recorded_byte_for_byte(tmp_path):
             assert (result.state, result.kind, result.meta) == ("done", Kind.RESULT, b"m")
             assert result.data == b"\x00\xff" * 50_000
         assert not leases.executors
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_beyond_the_limit_fails_its_call_once_and_for_all(tmp_path):
+    async def scenario():
+        leases = Leases(tmp_path, slots=1)
+        async with running(tmp_path, leases) as jobs:
+            result = await finished(jobs, ADA, await jobs.submit(ADA, call(b"boast", retries=3)))
+            assert result.state == "failed"
+            assert f"a frame of {RESULT_BYTES_MAX + 1} bytes" in result.detail
+            assert (await jobs.calls(ADA))[0].attempts == 1
+            assert (await finished(jobs, ADA, await jobs.submit(ADA, call(b"echo")))).state == "done"
+
+    asyncio.run(scenario())
+
+
+def test_a_wait_that_is_no_number_is_no_wait(tmp_path):
+    async def scenario():
+        async with running(tmp_path, Leases(tmp_path, slots=0)) as jobs:
+            submitted = await jobs.submit(ADA, call(b"echo"))
+            assert (await jobs.result(ADA, submitted.call, wait_s=float("nan"))).state == "queued"
 
     asyncio.run(scenario())
 

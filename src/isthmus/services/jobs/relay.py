@@ -4,6 +4,10 @@ One worker thread owns one fabric domain, because one thread drives a domain's p
 as a command, and answers come back as asyncio futures. The domain is opened by the first call and the thread
 sleeps while no channel is open, so that a site without durable calls pays nothing.
 
+An executor runs a tenant's code, so the site trusts nothing it says: it speaks to it by plain sockets only,
+whatever the fabric of the node is (UCX believes what a peer's messages contain), and takes answers up to a
+limit.
+
 Invariant: nothing here decodes a payload. Not here: leases (`slots.py`) and what an answer means (`jobs.py`).
 """
 
@@ -16,11 +20,11 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from isthmus.core.errors import FabricError, IsthmusError, PeerLostError
+from isthmus.core.errors import CallError, FabricError, IsthmusError, PeerLostError
 from isthmus.core.model import ISTHMUS_VERSION, python_version
-from isthmus.fabric import open_domain
 from isthmus.fabric.channels import Channel, Domain, Frame
 from isthmus.fabric.frames import FRAME_VERSION, Hello, Kind
+from isthmus.fabric.sockets import MALFORMED, SocketDomain
 
 CONNECT_TIMEOUT_S = 5.0
 _POLL_S = 5.0  # commands wake the domain, so this only bounds a lost wake-up
@@ -53,13 +57,13 @@ _Pending = dict[tuple[int, int], asyncio.Future[Answer]]
 
 
 class Relay:
-    """`fabric` is what `open_domain` prefers. `on_lost` is called in the event loop with the id of a channel
-    whose
-    executor is gone."""
+    """`result_bytes_max`: an answer with more data fails its call. `on_lost` is called in the event loop with
+    the id of a channel whose executor is gone.
+    """
 
-    def __init__(self, fabric: str = "auto") -> None:
+    def __init__(self, result_bytes_max: int) -> None:
         self.on_lost: Callable[[int], None] = lambda channel_id: None
-        self._fabric = fabric
+        self._result_bytes_max = result_bytes_max
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._unsent: collections.deque[Question] = collections.deque()
         self._pending: _Pending = {}
@@ -73,7 +77,7 @@ class Relay:
         return await self._ask(lambda: self._connect(address, token))
 
     def call(self, question: Question) -> asyncio.Future[Answer]:
-        """The answer to come; PeerLostError when the executor is gone first."""
+        """The answer to come; PeerLostError when the executor is gone, CallError when it is no answer."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._command(lambda: self._send(question, answer))
         return answer
@@ -148,7 +152,7 @@ class Relay:
 
     def _connect(self, address: str, token: str) -> int:
         if self._domain is None:
-            self._domain = open_domain(self._fabric)
+            self._domain = SocketDomain(self._result_bytes_max)
         hello = Hello(
             token=token, python=python_version(), isthmus=ISTHMUS_VERSION, frame_version=FRAME_VERSION
         )
@@ -210,8 +214,11 @@ class Relay:
         self._loop.call_soon_threadsafe(self.on_lost, channel_id)
 
     def _forget(self, channel_id: int, why: str) -> None:
+        error: IsthmusError = PeerLostError(f"the executor is gone: {why}")
+        if why.startswith(MALFORMED):  # again elsewhere, it would answer the same
+            error = CallError(f"the answer cannot be taken: {why}; write large results to a file")
         for pending in [key for key in self._pending if key[0] == channel_id]:
-            self._resolve(self._pending.pop(pending), PeerLostError(f"the executor is gone: {why}"))
+            self._resolve(self._pending.pop(pending), error)
 
     def _resolve(self, future: asyncio.Future[Any], outcome: object) -> None:
         assert self._loop is not None
