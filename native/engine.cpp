@@ -523,10 +523,6 @@ void Engine::settle_sends(Channel& channel) {
     ucx_.ucp_request_free(flush);
 }
 
-void Engine::on_closed(void* request, ucs_status_t /*status*/, void* self) {
-    static_cast<Engine*>(self)->ucx_.ucp_request_free(request);
-}
-
 void Engine::close_endpoint(Channel& channel) {
     ucp_ep_h endpoint = std::exchange(channel.endpoint, nullptr);
     if (endpoint == nullptr || worker_ == nullptr) return;
@@ -534,11 +530,12 @@ void Engine::close_endpoint(Channel& channel) {
     // endpoint stays until the worker goes.
     if (!channel.recovers && channel.sends_outstanding != 0) return;
     ucp_request_param_t param{};
-    param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+    param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
     param.flags = channel.recovers ? UCP_EP_CLOSE_FLAG_FORCE : 0;
-    param.cb.send = on_closed;
-    param.user_data = this;
-    ucx_.ucp_ep_close_nbx(endpoint, &param);
+    // Given back at once, so that UCX finishes it alone: over RDMA it may still be open when the worker goes,
+    // and UCX then aborts the process over a request that somebody holds.
+    void* closing = ucx_.ucp_ep_close_nbx(endpoint, &param);
+    if (UCS_PTR_IS_PTR(closing)) ucx_.ucp_request_free(closing);
     ucx_.ucp_worker_progress(worker_);
 }
 

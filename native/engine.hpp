@@ -158,7 +158,6 @@ class Engine {
                                    std::size_t payload_bytes, const ucp_am_recv_param_t* param);
     static void on_received(void* request, ucs_status_t status, std::size_t bytes, void* receiving);
     static void on_sent(void* request, ucs_status_t status, void* sending);
-    static void on_closed(void* request, ucs_status_t status, void* self);
     static void on_failure(void* self, ucp_ep_h endpoint, ucs_status_t status);
 
     void open_worker();
