@@ -26,10 +26,18 @@ def doctor(as_json: Json = False) -> None:
 
     from isthmus.core import settings
     from isthmus.fabric import report
-    from isthmus.platforms.slurm import RunningHere
+    from isthmus.platforms.slurm import open_client
     from isthmus.platforms.slurm.checks import Check, examine
 
-    checks = asyncio.run(examine(settings.load().slurm, RunningHere()))
+    async def look() -> list[Check]:
+        loaded = settings.load().slurm
+        client = open_client(loaded)
+        try:
+            return await examine(loaded, client)
+        finally:
+            await client.close()
+
+    checks = asyncio.run(look())
     first_line = report.render(report.report()).splitlines()[0]
     checks.append(Check(subject="fabric", verdict="good", words=first_line))
     columns = [

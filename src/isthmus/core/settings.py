@@ -128,6 +128,49 @@ class ClientSettings(Section, frozen=True):
     """Leases one client holds at once for one kind of function."""
 
 
+class SshSettings(Section, frozen=True):
+    """Slurm's commands on a login node; needs `isthmus[ssh]`."""
+
+    host: str = ""
+    """The login node, as in `ssh HOST`: user, port, keys, ProxyJump and known hosts are those of your OpenSSH
+    configuration. Empty: Slurm's commands run on the site's machine."""
+
+    config: str = ""
+    """An OpenSSH configuration to read in place of ~/.ssh/config."""
+
+    tunnel: Annotated[str, Meta(pattern=r"^([^:]+:\d+)?$")] = ""
+    """Where the login node shall listen for agents and forward them to the site: "HOST:PORT", HOST as compute
+    nodes reach it. Its sshd must allow `GatewayPorts clientspecified`. Empty: nodes reach the site."""
+
+    setup: str = ""
+    """Line of shell to run there before Slurm's commands, like "module load slurm". Empty: they are on PATH."""
+
+    connect_s: Annotated[float, Meta(gt=0)] = 15.0
+    """How long the connection may take to come about. Shorter: a slow login node looks like none."""
+
+    keepalive_s: Annotated[float, Meta(gt=0)] = 10.0
+    """Period of questions whether the other side is there; three without an answer end the connection."""
+
+
+class RestSettings(Section, frozen=True):
+    """slurmrestd in place of Slurm's commands."""
+
+    url: str = ""
+    """Of slurmrestd: "http://HOST:PORT", or "unix:/PATH" of its socket. Empty: Slurm's commands are used."""
+
+    user: str = ""
+    """Whose jobs they are; the token must be this user's. Empty: the user who runs the site."""
+
+    token_file: str = ""
+    """File with the JSON web token; read again when the token has expired."""
+
+    token_command: str = ""
+    """Command that prints a token, like "scontrol token lifespan=3600"; run again when that has expired."""
+
+    version: str = ""
+    """Version of the interface, like "v0.0.38". Empty: the newest that both sides know."""
+
+
 class SlurmSettings(Section, frozen=True):
     partition: str = ""
     """Where leases are drawn from. Empty: Slurm's default partition, and `isthmus nodes` shows all nodes."""
@@ -170,6 +213,18 @@ class SlurmSettings(Section, frozen=True):
 
     close_s: Annotated[float, Meta(ge=0)] = 10.0
     """Leases are drained this long before their time limit. Longer: less use; shorter: calls are cut off."""
+
+    python: str = ""
+    """Interpreter with isthmus, as compute nodes see it. Empty: the one that runs the site."""
+
+    agent_dir: str = ""
+    """Where agents keep their state, as compute nodes see it. Empty: in the site's state directory."""
+
+    site_url: str = ""
+    """Where agents dial the site, "http://HOST:PORT", if not where it listens. Compute nodes must reach it."""
+
+    ssh: SshSettings = SshSettings()
+    rest: RestSettings = RestSettings()
 
 
 class Settings(Section, frozen=True):

@@ -38,6 +38,7 @@ from isthmus.gateway.rest import application
 from isthmus.gateway.tenants import Tenants
 from isthmus.leasing import Leasing, Ledger
 from isthmus.platforms import LocalPlatform, Platform, SlurmPlatform, capacity
+from isthmus.platforms.slurm import open_client
 from isthmus.policy import ALLOW_ALL, PolicySet, load_policies
 from isthmus.services.functions import Functions
 from isthmus.services.jobs import CallStore, Jobs, Relay
@@ -181,7 +182,8 @@ def _platform(
     settings: Settings, state: Path, site_url: str, join_key: bytes, hub: AgentHub, parent: int
 ) -> Platform:
     if settings.platform == "slurm":
-        return SlurmPlatform(settings, state, site_url, join_key, hub.joined)
+        client = open_client(settings.slurm, site_url)
+        return SlurmPlatform(settings, state, site_url, join_key, hub.joined, client)
     capacity.check(settings.node)
     # An embedded site's agent ends with the client, not with the site: open leases survive the site's death.
     return LocalPlatform(settings, state, site_url, join_key, parent)

@@ -7,6 +7,7 @@ import pytest
 
 from isthmus.core.settings import Settings, SlurmSettings
 from isthmus.platforms import SlurmPlatform
+from isthmus.platforms.slurm import open_client
 from tests.conformance import test_platforms as promises
 
 PROMISES = [
@@ -31,7 +32,9 @@ def test_slurm_keeps_the_promise_that(promise, cluster, tmp_path, monkeypatch):
 
     @asynccontextmanager
     async def slurm(state):
-        platform = SlurmPlatform(settings, state, "http://127.0.0.1:9", tmp_path.name.encode(), nobody_waits)
+        client = open_client(settings.slurm)
+        site = "http://127.0.0.1:9", tmp_path.name.encode()
+        platform = SlurmPlatform(settings, state, *site, nobody_waits, client)
         await platform.start()
         yield platform
         await platform.close()

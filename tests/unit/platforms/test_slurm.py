@@ -11,6 +11,7 @@ from isthmus.core.model import EndReason, LeaseClass, Resources
 from isthmus.core.settings import SlurmSettings
 from isthmus.platforms.slurm import commands, parsing, reasons
 from isthmus.platforms.slurm.parsing import SlurmOutputError
+from isthmus.platforms.slurm.records import JobRequest, Program, allocation_of
 
 AL = AllocationId("al_1")
 SQUEUE = (
@@ -26,19 +27,25 @@ SINFO = (
 SCONTROL = "JobId=12 JobName=x JobState=TIMEOUT Reason=TimeLimit Dependency=(null) PreemptTime=None\n"
 
 
+def asked(lease_class=LeaseClass.ELASTIC):
+    return JobRequest(
+        site="5173", allocation=AL, node=NodeId("n1"), lease_class=lease_class,
+        resources=Resources(cores=2, memory="100MiB", gpus=1),
+        program=Program(words=("agent", "--x y"), environ={"KEY": "it's"}, log="/s/srun.log"),
+    )  # fmt: skip
+
+
 def test_a_lease_is_asked_for_like_this():
     settings = SlurmSettings(
         partition="batch", elastic_partition="scavenge", account="chem", qos="normal", gpu_type="a100"
     )
-    resources = Resources(cores=2, memory="100MiB", gpus=1)
-    command = commands.allocate(settings, "5173", AL, NodeId("n1"), resources, LeaseClass.ELASTIC)
+    command = commands.allocate(settings, asked(LeaseClass.ELASTIC))
     assert " ".join(command) == (
         "salloc --no-shell --job-name=isthmus-al_1 --comment=isthmus:5173:al_1 --nodelist=n1 --nodes=1 "
         "--ntasks=1 --cpus-per-task=2 --mem=100M --time=60 --partition=scavenge --qos=normal --account=chem "
         "--gres=gpu:a100:1"
     )
-    reserved = commands.allocate(settings, "5173", AL, NodeId("n1"), resources, LeaseClass.RESERVED)
-    assert "--partition=batch" in reserved
+    assert "--partition=batch" in commands.allocate(settings, asked(LeaseClass.RESERVED))
 
 
 def test_the_agent_is_started_like_this():
@@ -67,8 +74,8 @@ def test_jobs_are_read_with_times_memory_and_comments():
     ours, waiting, foreign = parsing.jobs(SQUEUE)
     assert (ours.job, ours.node, ours.cores, ours.memory_bytes) == (12, "n2", 2, 100 * 2**20)
     assert ours.ends_s == 1795511987
-    assert parsing.allocation_of(ours, "5173") == "al_1"
-    assert parsing.allocation_of(ours, "other") is None
+    assert allocation_of(ours, "5173") == "al_1"
+    assert allocation_of(ours, "other") is None
     assert (waiting.reason, waiting.memory_bytes, waiting.ends_s) == ("Resources", 3 * 2**29, float("inf"))
     assert foreign.comment == "a | b"
 

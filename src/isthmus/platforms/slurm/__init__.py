@@ -1,6 +1,7 @@
-"""Leases drawn from Slurm, by its own commands: no administrator is needed."""
+"""Leases drawn from Slurm as an ordinary user: by its commands, here or by SSH, or by slurmrestd."""
 
+from isthmus.platforms.slurm.client import SlurmClient
+from isthmus.platforms.slurm.opening import open_client
 from isthmus.platforms.slurm.platform import SlurmPlatform
-from isthmus.platforms.slurm.running import Running, RunningHere
 
-__all__ = ["Running", "RunningHere", "SlurmPlatform"]
+__all__ = ["SlurmClient", "SlurmPlatform", "open_client"]

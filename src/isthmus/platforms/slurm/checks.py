@@ -1,9 +1,8 @@
-"""What is needed to draw leases from Slurm on this machine: is it there, and what does its lack cost?
+"""What is needed to draw leases from Slurm from here: is it there, and what does its lack cost?
 
 Not here: how the answers are shown (`isthmus.cli.doctors`).
 """
 
-import getpass
 import shutil
 from collections.abc import Awaitable, Callable
 from typing import Literal
@@ -11,9 +10,8 @@ from typing import Literal
 from isthmus.core.errors import SiteUnavailableError
 from isthmus.core.model import Record
 from isthmus.core.settings import SlurmSettings
-from isthmus.platforms.slurm import parsing, reasons
-from isthmus.platforms.slurm.running import Running
-from isthmus.platforms.slurm.watching import Watch
+from isthmus.platforms.slurm import reasons
+from isthmus.platforms.slurm.client import SlurmClient
 
 COMMANDS = ("salloc", "srun", "squeue", "sinfo", "scancel", "scontrol")
 
@@ -26,20 +24,22 @@ class Check(Record, frozen=True):
     words: str
 
 
-async def examine(settings: SlurmSettings, running: Running) -> list[Check]:
+async def examine(settings: SlurmSettings, client: SlurmClient) -> list[Check]:
     """All checks, in an order in which the first bad one is the cause of those after it."""
-    checks = [_commands()]
-    if checks[0].verdict == "bad":
+    checks = [] if settings.ssh.host or settings.rest.url else [_commands()]
+    if any(check.verdict == "bad" for check in checks):
         return checks
-    wanted = (_authentication, _controller, _partitions, _nodes, _cgroup)
-    return [*checks, *[await _guarded(check, settings, running) for check in wanted]]
+    wanted = (_controller, _authentication, _partitions, _nodes, _cgroup)
+    return [*checks, *[await _guarded(check, settings, client) for check in wanted]]
 
 
 async def _guarded(
-    check: Callable[[SlurmSettings, Running], Awaitable[Check]], settings: SlurmSettings, running: Running
+    check: Callable[[SlurmSettings, SlurmClient], Awaitable[Check]],
+    settings: SlurmSettings,
+    client: SlurmClient,
 ) -> Check:
     try:
-        return await check(settings, running)
+        return await check(settings, client)
     except SiteUnavailableError as error:
         return Check(subject=check.__name__.strip("_"), verdict="bad", words=f"{error}; no leases can be had")
 
@@ -47,26 +47,28 @@ async def _guarded(
 def _commands() -> Check:
     missing = [name for name in COMMANDS if shutil.which(name) is None]
     if missing:
-        words = f"{', '.join(missing)} not on PATH; install slurm-client or go to a login node"
+        words = (
+            f"{', '.join(missing)} not on PATH; install slurm-client, go to a login node, or set "
+            "slurm.ssh.host or slurm.rest.url"
+        )
         return Check(subject="commands", verdict="bad", words=words)
     return Check(subject="commands", verdict="good", words=f"{', '.join(COMMANDS)} are here")
 
 
-async def _authentication(settings: SlurmSettings, running: Running) -> Check:
-    config = await running.run(("scontrol", "show", "config"), settings.command_timeout_s)
-    kind = _value(config, "AuthType")
+async def _controller(settings: SlurmSettings, client: SlurmClient) -> Check:
+    said = await client.ping()
+    verdict: Literal["good", "bad"] = "good" if " UP" in said else "bad"
+    return Check(subject="controller", verdict=verdict, words=f"{said.splitlines()[0]} ({client.place})")
+
+
+async def _authentication(settings: SlurmSettings, client: SlurmClient) -> Check:
+    kind = (await client.configuration()).get("AuthType", "JWT")
+    await client.jobs()
     return Check(subject="authentication", verdict="good", words=f"requests are accepted ({kind})")
 
 
-async def _controller(settings: SlurmSettings, running: Running) -> Check:
-    said = await running.run(("scontrol", "ping"), settings.command_timeout_s)
-    verdict: Literal["good", "bad"] = "good" if " UP" in said else "bad"
-    return Check(subject="controller", verdict=verdict, words=said.strip().splitlines()[0])
-
-
-async def _partitions(settings: SlurmSettings, running: Running) -> Check:
-    said = await running.run(("sinfo", "--noheader", "--format=%R"), settings.command_timeout_s)
-    known = set(said.split())
+async def _partitions(settings: SlurmSettings, client: SlurmClient) -> Check:
+    known = await client.partitions()
     missing = {settings.partition, settings.elastic_partition} - known - {""}
     if missing:
         words = f"no partition {', '.join(sorted(missing))}; there are {', '.join(sorted(known))}"
@@ -77,8 +79,8 @@ async def _partitions(settings: SlurmSettings, running: Running) -> Check:
     return Check(subject="partitions", verdict="good", words=", ".join(sorted(known)))
 
 
-async def _nodes(settings: SlurmSettings, running: Running) -> Check:
-    uses = (await Watch(settings, running, getpass.getuser()).nodes()).rows
+async def _nodes(settings: SlurmSettings, client: SlurmClient) -> Check:
+    uses = await client.nodes()
     usable = [use for use in uses if use.state in reasons.USABLE_NODES]
     gpus = sum(use.gpus for use in uses)
     words = f"{len(usable)} of {len(uses)} nodes usable, {gpus} GPUs"
@@ -89,19 +91,13 @@ async def _nodes(settings: SlurmSettings, running: Running) -> Check:
     return Check(subject="nodes", verdict="good" if gpus else "poor", words=words)
 
 
-async def _cgroup(settings: SlurmSettings, running: Running) -> Check:
-    config = await running.run(("scontrol", "show", "config"), settings.command_timeout_s)
-    plugins = f"{_value(config, 'TaskPlugin')}, {_value(config, 'ProctrackType')}"
+async def _cgroup(settings: SlurmSettings, client: SlurmClient) -> Check:
+    config = await client.configuration()
+    if not config:
+        words = "slurmrestd does not tell whether Slurm confines jobs; ask `scontrol show config`"
+        return Check(subject="cgroup", verdict="poor", words=words)
+    plugins = ", ".join(config.get(key, f"no {key}") for key in ("TaskPlugin", "ProctrackType"))
     if "cgroup" in plugins:
         return Check(subject="cgroup", verdict="good", words=f"Slurm confines jobs ({plugins})")
     words = f"Slurm does not confine jobs ({plugins}): what holds a lease is only what its agent can enforce"
     return Check(subject="cgroup", verdict="poor", words=words)
-
-
-def _value(config: str, key: str) -> str:
-    """Of a line `Key   = value` of `scontrol show config`. Raises SlurmOutputError."""
-    for line in config.splitlines():
-        name, separator, value = line.partition("=")
-        if separator and name.strip() == key:
-            return value.strip()
-    raise parsing.SlurmOutputError(f"scontrol shows no {key}")

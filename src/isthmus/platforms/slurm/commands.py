@@ -7,9 +7,10 @@ Not here: running them (`running.py`), reading their output (`parsing.py`).
 import os
 from collections.abc import Mapping, Sequence
 
-from isthmus.core.ids import AllocationId, NodeId
-from isthmus.core.model import LeaseClass, Resources
+from isthmus.core.ids import AllocationId
+from isthmus.core.model import Resources
 from isthmus.core.settings import SlurmSettings
+from isthmus.platforms.slurm.records import JobRequest, job_name, minutes
 
 MARK = "."  # the last field of every line
 SEPARATOR = "|"
@@ -18,16 +19,6 @@ NODE_FIELDS = ("NodeList", "StateLong", "CPUsState", "Memory", "AllocMem", "Gres
 FIELD_WIDTH = 160  # sinfo cuts longer fields; hostnames and GRES are shorter
 
 Command = tuple[str, ...]
-
-
-def comment_of(site: str, allocation: AllocationId) -> str:
-    """How a job says whose it is; the site finds it again by this after a restart."""
-    return f"isthmus:{site}:{allocation}"
-
-
-def job_name(allocation: AllocationId) -> str:
-    """One job, one name: it can be cancelled even when the answer with its number was lost."""
-    return f"isthmus-{allocation}"
 
 
 def list_jobs(user: str) -> Command:
@@ -55,37 +46,39 @@ def cancel_named(user: str, allocation: AllocationId) -> Command:
     return ("scancel", f"--user={user}", f"--name={job_name(allocation)}")
 
 
-def allocate(
-    settings: SlurmSettings,
-    site: str,
-    allocation: AllocationId,
-    node: NodeId,
-    resources: Resources,
-    lease_class: LeaseClass,
-) -> Command:
+def list_partitions() -> Command:
+    return ("sinfo", "--noheader", "--format=%R")
+
+
+def show_configuration() -> Command:
+    return ("scontrol", "show", "config")
+
+
+def ping() -> Command:
+    return ("scontrol", "ping")
+
+
+def allocate(settings: SlurmSettings, request: JobRequest) -> Command:
     """Take resources on one node without starting anything there."""
-    is_elastic = lease_class is LeaseClass.ELASTIC
-    partition = (is_elastic and settings.elastic_partition) or settings.partition
-    qos = (is_elastic and settings.elastic_qos) or settings.qos
     options = {
-        "partition": partition,
-        "qos": qos,
+        "partition": request.partition(settings),
+        "qos": request.qos(settings),
         "account": settings.account,
         "constraint": settings.constraint,
         "reservation": settings.reservation,
-        "gres": _gres(settings, resources),
+        "gres": request.gpus(settings),
     }
     return (
         "salloc",
         "--no-shell",
-        f"--job-name={job_name(allocation)}",
-        f"--comment={comment_of(site, allocation)}",
-        f"--nodelist={node}",
+        f"--job-name={request.name}",
+        f"--comment={request.comment}",
+        f"--nodelist={request.node}",
         "--nodes=1",
         "--ntasks=1",
-        f"--cpus-per-task={resources.cores}",
-        f"--mem={_megabytes(resources)}M",
-        f"--time={-(-settings.time_limit_s // 60)}",
+        f"--cpus-per-task={request.resources.cores}",
+        f"--mem={request.memory_mib}M",
+        f"--time={minutes(settings)}",
         *(f"--{name}={value}" for name, value in options.items() if value),
     )
 
@@ -115,13 +108,3 @@ def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
         name: value for name, value in environ.items() if name == "SLURM_CONF" or not name.startswith(foreign)
     }
     return {**kept, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C.UTF-8"}
-
-
-def _gres(settings: SlurmSettings, resources: Resources) -> str:
-    return (
-        f"gpu:{settings.gpu_type + ':' * bool(settings.gpu_type)}{resources.gpus}" if resources.gpus else ""
-    )
-
-
-def _megabytes(resources: Resources) -> int:
-    return -(-resources.memory_bytes // 2**20)

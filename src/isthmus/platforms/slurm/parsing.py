@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterator
 
 from isthmus.core.errors import SiteUnavailableError
-from isthmus.core.ids import AllocationId, NodeId
-from isthmus.core.model import Record
+from isthmus.core.ids import NodeId
 from isthmus.platforms.slurm.commands import JOB_FIELDS, MARK, NODE_FIELDS, SEPARATOR
+from isthmus.platforms.slurm.records import NEVER_S, Job, NodeUse
 
-NEVER_S = float("inf")
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)([KMGTP]?)[cn]?")
 _MULTIPLE = {"K": 2**10, "M": 2**20, "": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
@@ -24,34 +23,7 @@ _NODE_FLAGS = "*~#!%$@+^-"
 
 
 class SlurmOutputError(SiteUnavailableError):
-    """A command of Slurm printed what cannot be read. Nothing changes because of it."""
-
-
-class Job(Record, frozen=True):
-    """`state` and `reason` in Slurm's own words; `ends_s` since the epoch, infinite without a limit."""
-
-    job: int
-    node: NodeId
-    state: str
-    reason: str
-    cores: int
-    memory_bytes: int
-    ends_s: float
-    comment: str
-
-
-class NodeUse(Record, frozen=True):
-    """What a node has, and what of it all jobs hold now."""
-
-    node: NodeId
-    state: str
-    cores: int
-    cores_held: int
-    memory_bytes: int
-    memory_held_bytes: int
-    gpus: int
-    gpus_held: int
-    features: tuple[str, ...]
+    """Slurm said what cannot be read. Nothing changes because of it."""
 
 
 def jobs(text: str) -> tuple[Job, ...]:
@@ -82,13 +54,6 @@ def shown_state(text: str) -> tuple[str, str]:
     return "PREEMPTED" if is_preempted else state[1], reason[1] if reason else "None"
 
 
-def allocation_of(job: Job, site: str) -> AllocationId | None:
-    """The allocation that a job of this site stands for."""
-    kind, _, rest = job.comment.partition(":")
-    owner, _, allocation = rest.partition(":")
-    return AllocationId(allocation) if (kind, owner) == ("isthmus", site) and allocation else None
-
-
 def _job(fields: list[str]) -> Job:
     job, node, state, reason, cores, memory, ends, comment = fields
     return Job(
@@ -115,8 +80,8 @@ def _node(fields: list[str]) -> NodeUse:
         cores_held=counts[0],
         memory_bytes=_number(memory) * 2**20,
         memory_held_bytes=_number(held) * 2**20,
-        gpus=_gpus(gres),
-        gpus_held=_gpus(gres_held),
+        gpus=gpus(gres),
+        gpus_held=gpus(gres_held),
         features=tuple(part for part in features.split(",") if part != "(null)"),
     )
 
@@ -144,6 +109,12 @@ def _node_lines(text: str) -> Iterator[list[str]]:
         yield fields[:-1]
 
 
+def configuration(text: str) -> dict[str, str]:
+    """Of `commands.show_configuration`: lines `Key   = value`."""
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, separator, value in pairs if separator}
+
+
 def _number(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 18:
         raise SlurmOutputError(f"{_excerpt(text)} is no number")
@@ -157,7 +128,7 @@ def _memory_bytes(text: str) -> int:
     return int(float(found[1]) * _MULTIPLE[found[2]])
 
 
-def _gpus(gres: str) -> int:
+def gpus(gres: str) -> int:
     """`gpu:4`, `gpu:a100:2(S:0-1),gpu:v100:1`, `(null)`, ...; other resources count nothing."""
     return sum(_number(found) for found in _GPUS.findall(gres))
 

@@ -11,9 +11,7 @@ before it counts as gone.
 """
 
 import asyncio
-import getpass
 import hashlib
-import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -28,24 +26,15 @@ from isthmus.core.model import LeaseClass, Node, Resources
 from isthmus.core.settings import Settings
 from isthmus.core.units import format_bytes
 from isthmus.platforms.platform import Allocation, AllocationState
-from isthmus.platforms.slurm import commands, parsing, reasons
-from isthmus.platforms.slurm.commands import Command
-from isthmus.platforms.slurm.parsing import Job, NodeUse
-from isthmus.platforms.slurm.running import CommandFailedError, Running, RunningHere, Started
+from isthmus.platforms.slurm import reasons
+from isthmus.platforms.slurm.client import RefusedError, SlurmClient
+from isthmus.platforms.slurm.records import Job, JobRequest, NodeUse, Program, allocation_of
 from isthmus.platforms.slurm.watching import Watch
 
 STEP_TRIES = 3  # starts of one agent before its allocation is given up
 STEP_PAUSE_S = 0.5
 FATE_TRIES = 9  # looks at a job that Slurm is still ending
 FATE_PAUSE_S = 0.12
-_UNREACHABLE = (
-    "Unable to contact",
-    "Socket timed out",
-    "Connection refused",
-    "Protocol authentication",
-    "munge",
-)
-
 _log = structlog.get_logger("platforms.slurm")
 
 
@@ -63,6 +52,7 @@ class SlurmPlatform:
     site_url  where agents dial, http://HOST:PORT; compute nodes must be able to reach it
     join_key  what agents and site prove to each other that they hold; also names the site to Slurm
     joined    returns when the agent of this name has dialled in
+    client    how Slurm is spoken to; closed with the platform
     """
 
     name = "slurm"
@@ -74,18 +64,18 @@ class SlurmPlatform:
         site_url: str,
         join_key: bytes,
         joined: Callable[[NodeId], Awaitable[None]],
-        running: Running | None = None,
+        client: SlurmClient,
     ) -> None:
         self._settings = settings.slurm
         self._node_settings = settings.node
-        self._state = state
-        self._agent_url = site_url.replace("http", "ws", 1) + "/agent"
+        self._agents = Path(settings.slurm.agent_dir or state / "agents")
+        self._log_path = str((self._agents if settings.slurm.agent_dir else state / "logs") / "srun.log")
+        self._agent_url = (settings.slurm.site_url or site_url).replace("http", "ws", 1) + "/agent"
         self._join_key = join_key
         self._site = hashlib.blake2b(join_key, digest_size=4, person=b"isthmus-site").hexdigest()
         self._joined = joined
-        self._running = running or RunningHere()
-        self._user = getpass.getuser()
-        self._watch = Watch(settings.slurm, self._running, self._user)
+        self._client = client
+        self._watch = Watch(client, settings.slurm.tick_s)
         self._held: dict[AllocationId, _Held] = {}
         self._acquiring: dict[AllocationId, asyncio.Task[Allocation]] = {}
         self._steps: dict[AllocationId, asyncio.Task[None]] = {}
@@ -108,6 +98,7 @@ class SlurmPlatform:
             step.cancel()
         await asyncio.gather(*self._steps.values(), return_exceptions=True)
         self._steps.clear()
+        await self._client.close()
 
     def agent_of(self, allocation: AllocationId) -> NodeId | None:
         return NodeId(allocation)
@@ -145,7 +136,7 @@ class SlurmPlatform:
             return None
         states: dict[AllocationId, AllocationState] = {}
         for job in reading.rows:
-            allocation = parsing.allocation_of(job, self._site)
+            allocation = allocation_of(job, self._site)
             if allocation is None:
                 continue
             state = reasons.allocation_state(job.state)
@@ -174,16 +165,14 @@ class SlurmPlatform:
         if held.granted_at >= began_at:
             return "running"
         try:
-            state, _ = await self._ask(held.job)
+            state, _ = await self._client.state(held.job)
         except SiteUnavailableError:
             return "running"
         return reasons.allocation_state(state)
 
     async def fate(self, allocation: AllocationId) -> Allocation | None:
         reading = await self._watch.jobs()
-        job = next(
-            (job for job in reading.rows if parsing.allocation_of(job, self._site) == allocation), None
-        )
+        job = next((job for job in reading.rows if allocation_of(job, self._site) == allocation), None)
         held = self._held.get(allocation)
         if job is None and held is None:
             return None
@@ -204,20 +193,11 @@ class SlurmPlatform:
     async def _settled(self, job: int) -> tuple[str, str]:
         """The job's state, once Slurm has ended what it is ending, or after a while in any case."""
         for _ in range(FATE_TRIES):
-            state, reason = await self._ask(job)
+            state, reason = await self._client.state(job)
             if state != "COMPLETING":
                 break
             await asyncio.sleep(FATE_PAUSE_S)
         return state, reason
-
-    async def _ask(self, job: int) -> tuple[str, str]:
-        try:
-            text = await self._running.run(commands.show_job(job), self._settings.command_timeout_s)
-        except CommandFailedError as error:
-            if "Invalid job id" in error.words:
-                return "GONE", ""
-            raise
-        return parsing.shown_state(text)
 
     # taking -------------------------------------------------------------------------------------------------
     async def acquire(
@@ -244,9 +224,13 @@ class SlurmPlatform:
         if lease_class is LeaseClass.HARVESTED:
             raise NoCapacityError("harvested leases cannot be had from Slurm yet; ask for elastic")
         began_s = time.time()
-        command = commands.allocate(self._settings, self._site, allocation, node, resources, lease_class)
+        program = self._program(allocation, node, resources)
+        request = JobRequest(
+            site=self._site, allocation=allocation, node=node, resources=resources, lease_class=lease_class,
+            program=program,
+        )  # fmt: skip
         try:
-            job = parsing.granted(await self._allocate(command, allocation, node))
+            job = await self._allocate(request)
         except BaseException:
             await asyncio.shield(self._cancel_named(allocation))
             raise
@@ -256,36 +240,33 @@ class SlurmPlatform:
         )  # fmt: skip
         self._held[allocation] = _Held(job, taken, time.monotonic())
         try:
-            await self._start_agent(job, taken)
+            await self._start_agent(job, request)
         except BaseException:
             await asyncio.shield(self._release_quietly(allocation))
             raise
         return taken
 
-    async def _allocate(self, command: Command, allocation: AllocationId, node: NodeId) -> str:
-        """What salloc said when it got the job. Raises NoCapacityError, SiteUnavailableError."""
+    async def _allocate(self, request: JobRequest) -> int:
+        """The number of a job that runs. Raises NoCapacityError, SiteUnavailableError."""
         pending_s = self._settings.pending_s
-        salloc = asyncio.create_task(
-            self._running.run(command, pending_s + self._settings.command_timeout_s),
-            name=f"platforms.slurm.salloc {allocation}",
+        taking = asyncio.create_task(
+            self._client.take(request), name=f"platforms.slurm.take {request.allocation}"
         )
         try:
-            done, _ = await asyncio.wait({salloc}, timeout=pending_s)
+            done, _ = await asyncio.wait({taking}, timeout=pending_s)
             if done:
-                return salloc.result()
-            why = f"it waited {pending_s:g} s in Slurm's queue: {await self._why_pending(allocation)}"
-        except CommandFailedError as error:
-            if any(words in error.words for words in _UNREACHABLE):
-                raise SiteUnavailableError(f"Slurm cannot be reached: {error}") from error
+                return taking.result()
+            why = f"it waited {pending_s:g} s in Slurm's queue: {await self._why_pending(request.allocation)}"
+        except RefusedError as error:
             why = str(error)
         finally:
-            salloc.cancel()
-            await asyncio.gather(salloc, return_exceptions=True)
-        raise NoCapacityError(f"{await self._describe(node)}: {why}")
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
+        raise NoCapacityError(f"{await self._describe(request.node)}: {why}")
 
     async def _why_pending(self, allocation: AllocationId) -> str:
         reading = await self._watch.jobs(time.monotonic())
-        mine = [job for job in reading.rows if parsing.allocation_of(job, self._site) == allocation]
+        mine = [job for job in reading.rows if allocation_of(job, self._site) == allocation]
         return reasons.why_pending(mine[0].reason if mine else "None")
 
     async def _describe(self, node: NodeId) -> str:
@@ -301,11 +282,11 @@ class SlurmPlatform:
         return ends_s - self._settings.close_s
 
     # the agent ----------------------------------------------------------------------------------------------
-    async def _start_agent(self, job: int, taken: Allocation) -> None:
+    async def _start_agent(self, job: int, request: JobRequest) -> None:
         """Until it has dialled in. Raises SiteUnavailableError when it does not."""
-        step = asyncio.create_task(self._keep_step(job, taken), name=f"platforms.slurm.step {job}")
-        self._steps[taken.allocation] = step
-        arrival = asyncio.ensure_future(self._joined(NodeId(taken.allocation)))
+        step = asyncio.create_task(self._keep_step(job, request), name=f"platforms.slurm.step {job}")
+        self._steps[request.allocation] = step
+        arrival = asyncio.ensure_future(self._joined(NodeId(request.allocation)))
         try:
             done, _ = await asyncio.wait(
                 {step, arrival}, timeout=self._settings.agent_start_s, return_when=asyncio.FIRST_COMPLETED
@@ -314,52 +295,38 @@ class SlurmPlatform:
             arrival.cancel()
         if arrival not in done:
             raise SiteUnavailableError(
-                f"the agent of Slurm job {job} on {taken.node} did not dial {self._agent_url} within "
+                f"the agent of Slurm job {job} on {request.node} did not dial {self._agent_url} within "
                 f"{self._settings.agent_start_s:g} s; see {self._log_path}"
             )
 
-    async def _keep_step(self, job: int, taken: Allocation) -> None:
+    async def _keep_step(self, job: int, request: JobRequest) -> None:
         """Run the agent's step; a start that fails is repeated. Cancelled, it leaves the step running."""
         for _ in range(STEP_TRIES):
             try:
-                started: Started = await self._running.start(
-                    commands.start_step(job, taken.resources, self._agent(taken)),
-                    self._log_path,
-                    self._secrets(taken),
-                )
+                started = await self._client.start(job, request)
                 code = await started.wait()
-            except CommandFailedError as error:
-                _log.error("srun cannot be run", job=job, why=str(error))
+            except SiteUnavailableError as error:
+                _log.error("the agent's step cannot be started or watched", job=job, why=str(error))
                 return
-            _log.info("agent's step ended", job=job, allocation=taken.allocation, code=code)
-            if taken.allocation not in self._held or code == 0:
+            _log.info("agent's step ended", job=job, allocation=request.allocation, code=code)
+            if request.allocation not in self._held or code == 0:
                 return
             await asyncio.sleep(STEP_PAUSE_S)
 
-    def _agent(self, taken: Allocation) -> tuple[str, ...]:
-        return (
-            sys.executable, "-m", "isthmus.node.agent", "--site", self._agent_url, "--node", taken.node,
-            "--name", taken.allocation, "--state", str(self._directory(taken.allocation)),
-        )  # fmt: skip
-
-    def _secrets(self, taken: Allocation) -> dict[str, str]:
-        """By environment, never by the command line, which every user of the machine can read."""
-        resources = taken.resources
+    def _program(self, allocation: AllocationId, node: NodeId, resources: Resources) -> Program:
+        """The agent, with a state directory of its own: several nodes may share a file system."""
         settings = msgspec.structs.replace(
             self._node_settings, cores=resources.cores, memory=f"{resources.memory_bytes}"
         )
-        return {
+        words = (
+            self._settings.python or sys.executable, "-m", "isthmus.node.agent", "--site", self._agent_url,
+            "--node", node, "--name", allocation, "--state", str(self._agents / allocation),
+        )  # fmt: skip
+        secrets = {
             "ISTHMUS_JOIN_KEY": self._join_key.hex(),
             "ISTHMUS_AGENT_SETTINGS": msgspec.json.encode(settings).decode(),
         }
-
-    def _directory(self, allocation: AllocationId) -> Path:
-        """The agent's own: several nodes may share this file system, or be one machine."""
-        return self._state / "agents" / allocation
-
-    @property
-    def _log_path(self) -> Path:
-        return self._state / "logs" / "srun.log"
+        return Program(words=words, environ=secrets, log=self._log_path)
 
     # giving back --------------------------------------------------------------------------------------------
     async def release(self, allocation: AllocationId) -> None:
@@ -371,7 +338,7 @@ class SlurmPlatform:
         if held is None:
             await self._cancel_named(allocation)
         else:
-            await self._running.run(commands.cancel_job(held.job), self._settings.command_timeout_s)
+            await self._client.cancel(held.job)
             self._held.pop(allocation, None)
             cleaning = asyncio.create_task(
                 self._clean(allocation, held.job), name=f"platforms.slurm.clean {held.job}"
@@ -384,7 +351,7 @@ class SlurmPlatform:
         step = self._steps.pop(allocation, None)
         try:
             async with asyncio.timeout(self._settings.command_timeout_s):
-                while (await self._ask(job))[0] in reasons.HOLDING:
+                while (await self._client.state(job))[0] in reasons.HOLDING:
                     await asyncio.sleep(FATE_PAUSE_S)
                 if step is not None:
                     await asyncio.wait({step})
@@ -393,7 +360,13 @@ class SlurmPlatform:
         finally:
             if step is not None:
                 step.cancel()
-            shutil.rmtree(self._directory(allocation), ignore_errors=True)
+            await self._remove(allocation)
+
+    async def _remove(self, allocation: AllocationId) -> None:
+        try:
+            await self._client.remove(str(self._agents / allocation))
+        except SiteUnavailableError as error:
+            _log.warning("what an agent wrote is still there", allocation=allocation, why=str(error))
 
     async def _release_quietly(self, allocation: AllocationId) -> None:
         try:
@@ -406,12 +379,12 @@ class SlurmPlatform:
             )
 
     async def _cancel_named(self, allocation: AllocationId) -> None:
-        """Whatever job goes by the allocation's name, known to us or not."""
         try:
-            command = commands.cancel_named(self._user, allocation)
-            await self._running.run(command, self._settings.command_timeout_s)
-        except CommandFailedError as error:
-            _log.warning("scancel failed", allocation=allocation, why=str(error))
+            await self._client.cancel_named(allocation)
+        except SiteUnavailableError as error:
+            _log.warning(
+                "a job may be left; a later survey tries again", allocation=allocation, why=str(error)
+            )
 
     def _is_ours(self, job: Job) -> bool:
-        return parsing.allocation_of(job, self._site) is not None
+        return allocation_of(job, self._site) is not None

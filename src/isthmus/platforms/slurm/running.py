@@ -1,16 +1,19 @@
-"""Run Slurm's commands: a few at a time, each with a time limit. Here on this machine; over SSH is to follow.
+"""Run Slurm's commands on this machine: a few at a time, each with a time limit.
 
-Not here: which commands (`commands.py`).
+Not here: which commands (`commands.py`), the same on a login node (`ssh.py`).
 """
 
 import asyncio
 import contextlib
+import getpass
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from isthmus.core.errors import SiteUnavailableError
 from isthmus.platforms.slurm import commands
+from isthmus.platforms.slurm.client import Started
 from isthmus.platforms.slurm.commands import Command
 
 CONCURRENCY_MAX = 8  # commands at once: more would only queue up in slurmctld
@@ -26,28 +29,39 @@ class CommandFailedError(SiteUnavailableError):
 
 
 class Running(Protocol):
-    """A place where Slurm's commands can be run."""
+    """A place where Slurm's commands can be run. Failures: CommandFailedError."""
 
-    async def run(self, command: Command, timeout_s: float) -> str:
+    place: str
+
+    async def user(self) -> str:
+        """Whose jobs they are there."""
+        ...
+
+    async def run(self, command: Command, timeout_s: float | None) -> str:
         """What it printed, both streams. Raises CommandFailedError: missing, too slow, or exit code not 0."""
         ...
 
-    async def start(self, command: Command, log: Path, environ: Mapping[str, str]) -> "Started":
+    async def start(self, command: Command, log: str, environ: Mapping[str, str]) -> Started:
         """Start a command that stays, in a session of its own, so that it survives us."""
         ...
 
+    async def remove(self, directory: str) -> None: ...
 
-class Started(Protocol):
-    async def wait(self) -> int: ...
+    async def close(self) -> None: ...
 
 
 class RunningHere:
     """On this machine, in the environment that `commands.environment` makes."""
 
+    place = "here"
+
     def __init__(self) -> None:
         self._slots = asyncio.Semaphore(CONCURRENCY_MAX)
 
-    async def run(self, command: Command, timeout_s: float) -> str:
+    async def user(self) -> str:
+        return getpass.getuser()
+
+    async def run(self, command: Command, timeout_s: float | None) -> str:
         async with self._slots:
             process = await _spawn(command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
             try:
@@ -59,15 +73,26 @@ class RunningHere:
                 await _end(process)
         words = printed.decode("utf-8", "replace")
         if process.returncode:
-            raise CommandFailedError(f"{command[0]} failed: {_last_line(words)}", words)
+            raise failure(command, words)
         return words
 
     async def start(
-        self, command: Command, log: Path, environ: Mapping[str, str]
+        self, command: Command, log: str, environ: Mapping[str, str]
     ) -> asyncio.subprocess.Process:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as output:
             return await _spawn(command, environ, stdout=output, stderr=output, start_new_session=True)
+
+    async def remove(self, directory: str) -> None:
+        shutil.rmtree(directory, ignore_errors=True)
+
+    async def close(self) -> None:
+        """Nothing to close: what was started stays."""
+
+
+def failure(command: Command, words: str) -> CommandFailedError:
+    """Of a command whose exit code was not 0."""
+    return CommandFailedError(f"{command[0]} failed: {_last_line(words)}", words or "it said nothing")
 
 
 async def _spawn(

@@ -1,4 +1,4 @@
-"""What Slurm holds now, read at most once per tick however many ask: one `squeue`, one `sinfo`.
+"""What Slurm holds now, read at most once per tick however many ask.
 
 Invariant: a reading that fails raises and replaces nothing. Each reading carries the moment it began, so that
 what happened later is not taken for missing in it.
@@ -9,10 +9,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, NamedTuple, TypeVar
 
-from isthmus.core.settings import SlurmSettings
-from isthmus.platforms.slurm import commands, parsing
-from isthmus.platforms.slurm.parsing import Job, NodeUse
-from isthmus.platforms.slurm.running import Running
+from isthmus.platforms.slurm.client import SlurmClient
+from isthmus.platforms.slurm.records import Job, NodeUse
 
 T = TypeVar("T")
 
@@ -44,12 +42,9 @@ class _Cached(Generic[T]):
 class Watch:
     """The one reader of Slurm's books."""
 
-    def __init__(self, settings: SlurmSettings, running: Running, user: str) -> None:
-        self._settings = settings
-        self._running = running
-        self._user = user
-        self._jobs = _Cached(self._read_jobs, settings.tick_s / 2)
-        self._nodes = _Cached(self._read_nodes, settings.tick_s / 2)
+    def __init__(self, client: SlurmClient, tick_s: float) -> None:
+        self._jobs = _Cached(client.jobs, tick_s / 2)
+        self._nodes = _Cached(client.nodes, tick_s / 2)
 
     async def jobs(self, not_before: float = 0.0) -> Reading[Job]:
         """Raises SiteUnavailableError."""
@@ -58,11 +53,3 @@ class Watch:
     async def nodes(self, not_before: float = 0.0) -> Reading[NodeUse]:
         """Raises SiteUnavailableError."""
         return await self._nodes.get(not_before)
-
-    async def _read_jobs(self) -> tuple[Job, ...]:
-        text = await self._running.run(commands.list_jobs(self._user), self._settings.command_timeout_s)
-        return parsing.jobs(text)
-
-    async def _read_nodes(self) -> tuple[NodeUse, ...]:
-        text = await self._running.run(commands.list_nodes(self._settings), self._settings.command_timeout_s)
-        return parsing.nodes(text)

@@ -1,0 +1,86 @@
+"""Speak to Slurm by its own commands, wherever they run: on this machine, or on a login node by SSH.
+
+Not here: the commands' words (`commands.py`), what is made of theirs (`parsing.py`), running them
+(`running.py`, `ssh.py`).
+"""
+
+import re
+from collections.abc import Mapping
+
+from isthmus.core.errors import SiteUnavailableError
+from isthmus.core.ids import AllocationId
+from isthmus.core.settings import SlurmSettings
+from isthmus.platforms.slurm import commands, parsing
+from isthmus.platforms.slurm.client import RefusedError, Started
+from isthmus.platforms.slurm.commands import Command
+from isthmus.platforms.slurm.records import GONE, Job, JobRequest, NodeUse
+from isthmus.platforms.slurm.running import CommandFailedError, Running
+
+_UNREACHABLE = re.compile(
+    "Unable to contact|Socket timed out|Connection refused|Protocol authentication|munge"
+)
+
+
+class CommandClient:
+    """A SlurmClient of commands with explicit formats: Slurm 20.11 and newer, no administrator needed."""
+
+    def __init__(self, settings: SlurmSettings, running: Running) -> None:
+        self._settings = settings
+        self._running = running
+        self.place = running.place
+
+    async def jobs(self) -> tuple[Job, ...]:
+        return parsing.jobs(await self._run(commands.list_jobs(await self._running.user())))
+
+    async def nodes(self) -> tuple[NodeUse, ...]:
+        return parsing.nodes(await self._run(commands.list_nodes(self._settings)))
+
+    async def state(self, job: int) -> tuple[str, str]:
+        try:
+            return parsing.shown_state(await self._run(commands.show_job(job)))
+        except CommandFailedError as error:
+            if "Invalid job id" in error.words:
+                return GONE, ""
+            raise
+
+    async def take(self, request: JobRequest) -> int:
+        command = commands.allocate(self._settings, request)
+        try:
+            # Our caller sets the limit of time: a job may wait in the queue for as long as it likes.
+            said = await self._running.run(command, None)
+        except CommandFailedError as error:
+            if not error.words:
+                raise
+            if _UNREACHABLE.search(error.words):
+                raise SiteUnavailableError(f"Slurm cannot be reached: {error}") from error
+            raise RefusedError(str(error)) from error
+        return parsing.granted(said)
+
+    async def start(self, job: int, request: JobRequest) -> Started:
+        program = request.program
+        command = commands.start_step(job, request.resources, program.words)
+        return await self._running.start(command, program.log, program.environ)
+
+    async def cancel(self, job: int) -> None:
+        await self._run(commands.cancel_job(job))
+
+    async def cancel_named(self, allocation: AllocationId) -> None:
+        await self._run(commands.cancel_named(await self._running.user(), allocation))
+
+    async def remove(self, directory: str) -> None:
+        await self._running.remove(directory)
+
+    async def partitions(self) -> frozenset[str]:
+        return frozenset((await self._run(commands.list_partitions())).split())
+
+    async def ping(self) -> str:
+        return (await self._run(commands.ping())).strip()
+
+    async def configuration(self) -> Mapping[str, str]:
+        return parsing.configuration(await self._run(commands.show_configuration()))
+
+    async def close(self) -> None:
+        await self._running.close()
+
+    async def _run(self, command: Command) -> str:
+        return await self._running.run(command, self._settings.command_timeout_s)

@@ -1,0 +1,108 @@
+"""What isthmus asks of Slurm and what it hears from it, in whatever way the two speak.
+
+Not here: how a request is rendered (`commands.py`, `rest_shapes.py`) or an answer read (`parsing.py`,
+`rest_shapes.py`).
+"""
+
+from collections.abc import Mapping
+
+from isthmus.core.ids import AllocationId, NodeId
+from isthmus.core.model import LeaseClass, Record, Resources
+from isthmus.core.settings import SlurmSettings
+
+NEVER_S = float("inf")
+GONE = "GONE"  # the state of a job that Slurm says it does not know
+
+
+class Job(Record, frozen=True):
+    """`state` and `reason` in Slurm's own words; `ends_s` since the epoch, infinite without a limit."""
+
+    job: int
+    node: NodeId
+    state: str
+    reason: str
+    cores: int
+    memory_bytes: int
+    ends_s: float
+    comment: str
+
+
+class NodeUse(Record, frozen=True):
+    """What a node has, and what of it all jobs hold now."""
+
+    node: NodeId
+    state: str
+    cores: int
+    cores_held: int
+    memory_bytes: int
+    memory_held_bytes: int
+    gpus: int
+    gpus_held: int
+    features: tuple[str, ...]
+
+
+class Program(Record, frozen=True):
+    """What runs in a job: the agent.
+
+    environ  secrets among it: never on a command line, which every user of a machine can read
+    log      file for the words of whatever starts it; its directory is made where it is missing
+    """
+
+    words: tuple[str, ...]
+    environ: Mapping[str, str]
+    log: str
+
+
+class JobRequest(Record, frozen=True):
+    """One job on one node for one allocation of the site of this name."""
+
+    site: str
+    allocation: AllocationId
+    node: NodeId
+    resources: Resources
+    lease_class: LeaseClass
+    program: Program
+
+    @property
+    def name(self) -> str:
+        return job_name(self.allocation)
+
+    @property
+    def comment(self) -> str:
+        """How a job says whose it is; the site finds it again by this after a restart."""
+        return f"isthmus:{self.site}:{self.allocation}"
+
+    @property
+    def memory_mib(self) -> int:
+        return -(-self.resources.memory_bytes // 2**20)
+
+    def partition(self, settings: SlurmSettings) -> str:
+        return (self._is_elastic and settings.elastic_partition) or settings.partition
+
+    def qos(self, settings: SlurmSettings) -> str:
+        return (self._is_elastic and settings.elastic_qos) or settings.qos
+
+    def gpus(self, settings: SlurmSettings) -> str:
+        """`gpu:a100:2`; empty for none."""
+        kind = f"{settings.gpu_type}:" if settings.gpu_type else ""
+        return f"gpu:{kind}{self.resources.gpus}" if self.resources.gpus else ""
+
+    @property
+    def _is_elastic(self) -> bool:
+        return self.lease_class is LeaseClass.ELASTIC
+
+
+def job_name(allocation: AllocationId) -> str:
+    """One job, one name: it can be cancelled even when the answer with its number was lost."""
+    return f"isthmus-{allocation}"
+
+
+def minutes(settings: SlurmSettings) -> int:
+    return -(-settings.time_limit_s // 60)
+
+
+def allocation_of(job: Job, site: str) -> AllocationId | None:
+    """The allocation that a job of this site stands for."""
+    kind, _, rest = job.comment.partition(":")
+    owner, _, allocation = rest.partition(":")
+    return AllocationId(allocation) if (kind, owner) == ("isthmus", site) and allocation else None
