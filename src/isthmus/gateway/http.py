@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 
 from isthmus.core.errors import SettingsError
 from isthmus.core.settings import GatewaySettings
+from isthmus.gateway.connections import BoundedProtocol
 from isthmus.node.messages import MESSAGE_BYTES_MAX
 
 SHUTDOWN_S = 1  # for answers on their way; waiting requests are cancelled
@@ -48,6 +49,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 date_header=False,
+                http=BoundedProtocol,
                 lifespan="off",
                 ws="websockets-sansio",
                 ws_max_size=MESSAGE_BYTES_MAX,
