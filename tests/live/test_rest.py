@@ -112,6 +112,14 @@ def test_a_user_sees_and_revokes_only_keys_of_the_own_tenant(as_user, admin):
     assert ada.get("/v1/status").status_code == 401
 
 
+def test_no_key_revokes_one_that_may_do_more(as_user, admin):
+    mine = as_user("local")
+    above = [key for key in mine.get("/v1/keys").json() if key["role"] == "admin"]
+    assert above
+    assert error_of(mine.delete(f"/v1/keys/{above[0]['key']}")) == (403, "PermissionDeniedError")
+    assert admin.get("/v1/status").status_code == 200
+
+
 def test_a_lease_token_adds_executors_to_its_own_lease_and_does_nothing_else(site, admin, lease):
     with site.client(f"lease:{lease['lease']}:{lease['token']}") as inside:
         added = inside.post(f"/v1/leases/{lease['lease']}/executors")
@@ -132,6 +140,16 @@ def test_a_quota_limits_what_a_tenant_holds(admin, as_user):
     first = small.post("/v1/leases", json={"wait_s": 20}).json()["grants"][0]
     assert error_of(small.post("/v1/leases", json={})) == (403, "DeniedError")
     assert small.delete(f"/v1/leases/{first['lease']}").json()["end_reason"] == "released"
+
+
+def test_requests_at_once_do_not_pass_a_quota_together(admin, as_user):
+    admin.put("/v1/tenants/hasty", json={"leases": 1})
+    hasty = as_user("hasty")
+    with concurrent.futures.ThreadPoolExecutor(12) as threads:
+        replies = list(threads.map(lambda _: hasty.post("/v1/leases", json={}), range(12)))
+    assert sum(reply.status_code == 201 for reply in replies) <= 1
+    for lease in hasty.get("/v1/leases").json():
+        hasty.delete(f"/v1/leases/{lease['lease']}")
 
 
 def test_whatever_changes_something_is_audited_without_secrets(admin, site):

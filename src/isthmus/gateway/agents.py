@@ -28,7 +28,7 @@ HELLO_TIMEOUT_S = 5.0
 HELLO_BYTES_MAX = 1 << 20  # a hello lists the leases that still run
 ORDER_TIMEOUT_S = 20.0
 BUILD_TIMEOUT_S = 900.0  # an order whose environment must first be installed
-STRANGERS_MAX = 64  # connections that have not proved themselves yet
+STRANGERS_MAX = 64  # connections that have not proved themselves yet; beyond it the oldest makes room
 REPORTS_MAX = (
     4096  # reports waiting; a node that outruns the site is cut off and repeats them when it is back
 )
@@ -70,7 +70,7 @@ class AgentHub:
         self._orphan_s = orphan_s
         self._connections: dict[NodeId, _Connection] = {}
         self._numbers = 0
-        self._strangers = 0
+        self._strangers: dict[int, WebSocket] = {}  # by identity, oldest first
         self._joined = asyncio.Event()
         self._ready: set[NodeId] = set()
         self._arrivals: dict[NodeId, asyncio.Event] = {}  # of agents that somebody waits for
@@ -118,20 +118,19 @@ class AgentHub:
 
     async def serve(self, websocket: WebSocket, listener: AgentListener) -> None:
         """One agent's connection, from its first byte to its last."""
-        if self._strangers >= STRANGERS_MAX:
-            await websocket.close(code=1013)
-            return
-        self._strangers += 1
+        if len(self._strangers) >= STRANGERS_MAX:  # a flood of them must not keep agents out
+            await _hang_up(self._strangers.pop(next(iter(self._strangers))), 1013)
+        self._strangers[id(websocket)] = websocket
         try:
             await websocket.accept()
             hello = await self._shake_hands(websocket)
-        except (_Stranger, WebSocketDisconnect, TimeoutError) as error:
+        except (_Stranger, WebSocketDisconnect, RuntimeError, TimeoutError) as error:
             metrics.STRANGERS.labels("agent").inc()
             _log.warning("stranger", why=str(error) or type(error).__name__)
             await _hang_up(websocket, 1008)
             return
         finally:
-            self._strangers -= 1
+            self._strangers.pop(id(websocket), None)
         await self._serve_agent(websocket, hello, listener)
 
     async def close(self) -> None:

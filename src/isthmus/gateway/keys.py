@@ -94,9 +94,10 @@ class KeyStore:
 
     def create(self, new: NewKey) -> KeySummary:
         """A new key; the reply is the only place that ever holds its secret. Raises InvalidRequestError."""
-        if not new.tenant.isprintable() or not 0 < len(new.tenant) <= 64 or len(new.label) > 200:
+        printable = (new.tenant + new.label).isprintable()
+        if not printable or not 0 < len(new.tenant) <= 64 or len(new.label) > 200:
             raise InvalidRequestError(
-                "a tenant's name has 1 to 64 printable characters, a key's label at most 200"
+                "a tenant's name has 1 to 64 printable characters, a key's label at most 200 such"
             )
         if len(self._keys) >= KEYS_MAX:
             raise InvalidRequestError(f"this site holds {KEYS_MAX} keys already")

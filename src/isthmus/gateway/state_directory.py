@@ -28,6 +28,8 @@ def hold(state: Path) -> Iterator[None]:
     """
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if state.stat().st_uid != os.geteuid():  # root could use it, and its owner would read the keys
+            raise SettingsError(f"{state} belongs to another user; name another state directory with --state")
         state.chmod(0o700)
         descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

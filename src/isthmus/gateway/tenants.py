@@ -7,6 +7,8 @@ from isthmus.core.model import Quota
 from isthmus.gateway.keys import AuditRow, KeyStore
 from isthmus.gateway.operations import ADMINS, Asked, Operation
 
+_MIGHT = {"user": 0, "operator": 1, "admin": 2}
+
 
 class Tenants:
     def __init__(self, keys: KeyStore) -> None:
@@ -61,12 +63,15 @@ class Tenants:
         return self._keys.summaries(None if principal.role == "admin" else principal.tenant)
 
     async def revoke(self, asked: Asked) -> KeySummary:
-        """An administrator may revoke any key, others those of their own tenant; foreign keys do not exist to
-        them.
+        """An administrator may revoke any key, others those of their own tenant that may do no more than
+        theirs; foreign keys do not exist to them.
         """
         key_id, principal = KeyId(asked.path["key"]), asked.principal
-        if principal.role != "admin" and self._keys.find(key_id).tenant != principal.tenant:
+        key = self._keys.find(key_id)
+        if principal.role != "admin" and key.tenant != principal.tenant:
             raise NotFoundError(f"no key {key_id} of tenant {principal.tenant}")
+        if _MIGHT[key.role] > _MIGHT[principal.role]:
+            raise PermissionDeniedError(f"{key_id} has role {key.role}; you are {principal.role}")
         return self._keys.revoke(key_id)
 
     async def set_quota(self, asked: Asked) -> Quota:

@@ -308,11 +308,11 @@ class Reconciling:
 
     def _lease_ended(self, node: NodeId, message: LeaseEnded) -> None:
         held = self._books.open.get(message.lease)
-        self._missing.pop(message.lease, None)
         self._strays.pop((node, message.lease), None)
         if held is None:
-            self._amend(message)
+            self._amend(node, message)
         elif held.lease.orders_to == node:
+            self._missing.pop(message.lease, None)
             at_s = self._clock.now()
             gone = Gone(at_s=at_s, reason=message.reason, detail=message.detail)
             if held.lease.agent is not None and message.reason is EndReason.EVICTED:
@@ -321,10 +321,12 @@ class Reconciling:
             else:
                 self._acting.apply([(held, Measured(at_s=at_s, usage=message.usage)), (held, gone)])
 
-    def _amend(self, message: LeaseEnded) -> None:
-        """The final usage of a lease came after its end was confirmed."""
+    def _amend(self, node: NodeId, message: LeaseEnded) -> None:
+        """The final usage of a lease came after its end was confirmed; only its own agent knows it."""
         known = self._ledger.lease(message.lease)
-        if known is not None and known.usage != message.usage and known.state is LeaseState.ENDED:
+        if known is None or known.orders_to != node:
+            return
+        if known.usage != message.usage and known.state is LeaseState.ENDED:
             self._ledger.amend(msgspec.structs.replace(known, usage=message.usage))
 
     def _note_stray(self, node: NodeId, lease_id: LeaseId) -> None:

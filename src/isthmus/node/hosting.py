@@ -12,11 +12,12 @@ import hashlib
 import logging
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from isthmus.core.errors import InvalidRequestError, LeaseEndedError, NotFoundError
+from isthmus.core.errors import FabricError, InvalidRequestError, LeaseEndedError, NotFoundError
 from isthmus.core.ids import ExecutorId, LeaseId, NodeId, new_id
 from isthmus.core.model import EndReason, Enforcement, Environment, ExecutorInfo
 from isthmus.core.settings import NodeSettings
@@ -335,7 +336,7 @@ class Host:
         if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
             return path
         directory = short_directory(self._records.state)
-        directory.mkdir(mode=0o700, exist_ok=True)
+        make_private(directory)
         return directory / f"{executor}.sock"
 
     def _watch(self, hosted: Hosted, executor: Executor) -> Executor:
@@ -442,6 +443,19 @@ def short_directory(state: Path) -> Path:
     """Where sockets go whose path in the state directory would be too long."""
     digest = hashlib.blake2b(os.fsencode(state.resolve()), digest_size=6).hexdigest()
     return Path("/tmp") / f"isthmus-{os.getuid()}-{digest}"
+
+
+def make_private(directory: Path) -> None:
+    """Raises FabricError when it is not ours alone: anybody may make a directory of this name in /tmp, and
+    would then answer in place of our executors.
+    """
+    directory.mkdir(mode=0o700, exist_ok=True)
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise FabricError(
+            f"{directory} is there already and is not this user's alone; remove it, or use a state directory "
+            "with a shorter path"
+        )
 
 
 async def _gone(executors: list[Executor], timeout_s: float) -> None:

@@ -280,6 +280,25 @@ def test_an_agent_that_talks_nonsense_is_cut_off_and_reported(message):
     asyncio.run(scenario())
 
 
+def test_a_crowd_of_strangers_does_not_keep_an_agent_out(monkeypatch):
+    monkeypatch.setattr(agents, "STRANGERS_MAX", 3)
+    monkeypatch.setattr(agents, "HELLO_TIMEOUT_S", 60.0)
+
+    async def scenario():
+        async with serving() as (_, listener, url):
+            strangers = [await connect(url) for _ in range(10)]
+            async with agent(url, pid=7):
+                assert await listener.until(1) == [("joined", NODE, 7)]
+            for stranger in strangers[:7]:
+                await stranger.recv()  # the challenge
+                with pytest.raises(ConnectionClosed):
+                    await receive(stranger)
+            for stranger in strangers:
+                await stranger.close()
+
+    asyncio.run(scenario())
+
+
 def test_who_says_nothing_is_cut_off(monkeypatch):
     monkeypatch.setattr(agents, "HELLO_TIMEOUT_S", 0.1)
 

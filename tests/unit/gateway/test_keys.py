@@ -86,6 +86,11 @@ def test_a_senseless_tenant_gets_no_key(open_store, tenant):
         open_store().create(NewKey(tenant=TenantId(tenant)))
 
 
+def test_a_label_cannot_speak_to_the_terminal_that_shows_it(open_store):
+    with pytest.raises(InvalidRequestError):
+        open_store().create(NewKey(tenant=PHYSICS, label="\x1b]0;owned\x07"))
+
+
 def test_quotas_survive_a_restart_and_come_with_the_principal(open_store):
     store = open_store()
     secret = store.create(NewKey(tenant=PHYSICS)).secret

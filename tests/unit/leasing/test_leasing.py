@@ -24,6 +24,7 @@ from isthmus.node.messages import (
     ExecutorEnded,
     FunctionUse,
     Heartbeat,
+    LeaseEnded,
     LeaseReport,
     RenewLease,
     RunningLease,
@@ -326,6 +327,20 @@ async def test_requests_wait_for_the_first_agent(room: Room) -> None:
     assert not waiting.done()
     await room.join()
     assert len((await waiting).grants) == 1
+
+
+@in_a_room(nodes=2)
+async def test_only_a_leases_own_agent_tells_how_it_ended_and_what_it_used(room: Room) -> None:
+    lease = await _lease(room)
+    (other,) = [
+        node.node for node in room.leasing.nodes() if node.node != room.leasing.lease(ADMIN, lease).node
+    ]
+    lie = LeaseEnded(lease=lease, reason=EndReason.EXITED, detail="a lie", usage=Usage(cpu_s=1e9))
+    await room.leasing.agent_report(other, lie)
+    assert _end_of(room, lease) == (LeaseState.ACTIVE, None)
+    await room.tell_end(lease, EndReason.EXITED, usage=Usage(cpu_s=1.0))
+    await room.leasing.agent_report(other, lie)
+    assert room.leasing.lease(ADMIN, lease).usage.cpu_s == 1.0
 
 
 @in_a_room()
