@@ -6,6 +6,7 @@ comes from one seeded source, so a seed is a complete description of what happen
 """
 
 import asyncio
+import itertools
 import logging
 import random
 import sqlite3
@@ -63,6 +64,7 @@ name = "one node is not for guests"
 when = 'tenant.name == "guest" && node.name == "n0"'
 then = "deny"
 """
+_WORLDS = itertools.count()
 TENANTS = ("paying", "greedy", "guest", "plain")
 
 
@@ -132,7 +134,7 @@ class World:
             AgentTwin(node, self.clock, self.chance, SETTINGS.lease_s, SETTINGS.orphan_s) for node in machines
         ]
         self.partitioned: dict[str, None] = {}
-        self.database = f"file:simulation{seed}?mode=memory&cache=shared"
+        self.database = f"file:simulation{next(_WORLDS)}?mode=memory&cache=shared"  # never that of another
         self._keeper = sqlite3.connect(
             self.database, uri=True
         )  # the disk: it outlives every life of the site

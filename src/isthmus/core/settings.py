@@ -42,6 +42,9 @@ class LeasingSettings(Section, frozen=True):
     grace_s: Annotated[float, Meta(ge=0)] = 2.0
     """Time that running calls get when a lease is taken back. Longer hurts the owner who waits for them."""
 
+    idle_s: Annotated[float, Meta(gt=0)] = 1.0
+    """An elastic lease without a call for so long goes when others wait. Longer keeps more of them warm."""
+
     tick_s: Annotated[float, Meta(gt=0)] = 0.5
     """Period of the reconcile loop. Shorter notices lost leases sooner and costs idle CPU."""
 

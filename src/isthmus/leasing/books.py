@@ -6,7 +6,7 @@ memory: if the ledger refuses, nothing happened. All resources of a lease are bo
 `ended`. Not here: acting on effects (`leasing.py`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -30,6 +30,7 @@ class Held:
     evicted_at      when a draining lease's grace is over
     closes_at       when its allocation's time is nearly over
     seen_at         when its agent last confirmed that it runs
+    idle_s          how long no call had run in it then
     is_starting     a requester is waiting for its start
     """
 
@@ -41,6 +42,7 @@ class Held:
         self.evicted_at = float("inf")
         self.closes_at = float("inf")
         self.seen_at = 0.0
+        self.idle_s = 0.0
         self.is_starting = False
         self.is_dirty = False
         self.functions = FunctionCounts()
@@ -61,6 +63,8 @@ class Change(msgspec.Struct, frozen=True):
 class Books:
     def __init__(self, settings: LeasingSettings, ledger: Ledger, clock: Clock) -> None:
         self._pools = settings.pools
+        self._idle_s = settings.idle_s
+        self._quiet: dict[LeaseId, Held] = {}
         self._ledger = ledger
         self._clock = clock
         self.open: dict[LeaseId, Held] = {}
@@ -130,16 +134,26 @@ class Books:
         return [held for held in self.open.values() if held.lease.orders_to == agent]
 
     def snapshot(self, with_preemptible: bool) -> Snapshot:
-        """What a decision may know now; elastic leases are listed only where rules may push some out."""
+        """What a decision may know now. Of elastic leases those without work are listed, and the others
+        only where rules may push some out.
+        """
         return Snapshot(
             nodes=self.nodes,
             tenants=self.tenants,
             pools=self.pools,
             clock_s=self._clock.now(),
-            preemptible=self._preemptible() if with_preemptible else (),
+            preemptible=self._preemptible(self.open if with_preemptible else self._quiet),
         )
 
-    def _preemptible(self) -> tuple[Preemptible, ...]:
+    def note_idle(self, held: Held, idle_s: float) -> None:
+        """What the agent says about calls in this lease."""
+        held.idle_s = idle_s
+        if idle_s >= self._idle_s and held.lease.lease in self.open:
+            self._quiet[held.lease.lease] = held
+        else:
+            self._quiet.pop(held.lease.lease, None)
+
+    def _preemptible(self, leases: Mapping[LeaseId, Held]) -> tuple[Preemptible, ...]:
         return tuple(
             Preemptible(
                 lease=held.lease.lease,
@@ -149,8 +163,9 @@ class Books:
                 gpus=held.lease.resources.gpus,
                 created_s=held.lease.created_s,
                 leaving=held.lease.state is LeaseState.DRAINING,
+                idle=held.lease.lease in self._quiet,
             )
-            for held in self.open.values()
+            for held in leases.values()
             if held.lease.node is not None and _may_be_pushed_out(held.lease)
         )
 
@@ -170,6 +185,7 @@ class Books:
             self._book(lease, +1)
         if lease.state is LeaseState.ENDED:
             del self.open[lease.lease]
+            self._quiet.pop(lease.lease, None)
             if lease.node is not None:
                 self._book(lease, -1)
 

@@ -282,7 +282,7 @@ class Reconciling:
 
     def _measure(self, node: NodeId, heartbeat: Heartbeat) -> None:
         now = self._clock.monotonic()
-        idle: list[tuple[Held, Event]] = []
+        over: list[tuple[Held, Event]] = []
         for report in heartbeat.leases:
             held = self._books.open.get(report.lease)
             if held is None or held.lease.orders_to != node:
@@ -292,11 +292,21 @@ class Reconciling:
             self._missing.pop(report.lease, None)
             held.functions.report(report.functions)
             self._books.note(held, Measured(at_s=self._clock.now(), usage=report.usage))
-            pool = self._settings.pools.get(held.lease.pool)
-            if held.lease.state is LeaseState.ACTIVE and pool is not None and report.idle_s >= pool.idle_s:
-                idle.append((held, self._end(EndReason.IDLE, f"no call for {report.idle_s:.0f} s")))
-        if idle:
-            self._acting.apply(idle)
+            self._books.note_idle(held, report.idle_s)
+            if (event := self._idle(held, report.draining)) is not None:
+                over.append((held, event))
+        if over:
+            self._acting.apply(over)
+
+    def _idle(self, held: Held, is_draining: bool) -> Event | None:
+        """What follows from nothing running in it: once its node admits no further call, it may go."""
+        pool = self._settings.pools.get(held.lease.pool)
+        match held.lease.state:
+            case LeaseState.ACTIVE if pool is not None and held.idle_s >= pool.idle_s:
+                return self._end(EndReason.IDLE, f"no call for {held.idle_s:.0f} s")
+            case LeaseState.DRAINING if is_draining and held.lease.end_reason is None and held.idle_s > 0:
+                return self._end(EndReason.EVICTED, "taken back while nothing ran in it")
+        return None
 
     def _executor_ended(self, node: NodeId, message: ExecutorEnded) -> None:
         held = self._books.open.get(message.lease)

@@ -13,7 +13,7 @@ from isthmus.fabric.codec import FunctionHeader, decode_group, decode_header
 from isthmus.fabric.natives import NativeFunction
 from isthmus.node.functions import Function, Loop
 from isthmus.node.groups import Contexts, Switchboard
-from isthmus.node.page import CLIENTS, Page
+from isthmus.node.page import CLIENTS, HELD, Page
 
 FUNCTIONS_MAX = 4096  # per client: a table index is cheap, but not free
 
@@ -94,7 +94,10 @@ class Clients:
         context = partial(client.contexts.get, header.group) if header.group else None
         row = self._page.add_row(header.name)
         code = frame.data if frame.data is not None else b""
-        client.functions[frame.function_id] = Function(header, code, row, self._loop, context)
+        client.functions[frame.function_id] = Function(header, code, row, self._loop, context, self._hold)
+
+    def _hold(self, change: int) -> None:
+        self._page[HELD] += change
 
     def _define_native(self, client: Client, frame: Frame, header: FunctionHeader) -> None:
         row = self._page.add_row(header.name)

@@ -61,12 +61,14 @@ class Function:
     context  gives the first argument of a group's function
     native   a C function: the domain answers its calls, except those that came with its definition
     row      first word of its counters on the lease page
+    hold     told +1 when an actor is made, and -1 when it is gone
     """
 
     __slots__ = (
         "_code",
         "_context",
         "_error",
+        "_hold",
         "_instance",
         "_loaded",
         "_loop",
@@ -77,9 +79,16 @@ class Function:
     )
 
     def __init__(
-        self, header: FunctionHeader, code: Buffer, row: int, loop: Loop, context: Context | None = None
+        self,
+        header: FunctionHeader,
+        code: Buffer,
+        row: int,
+        loop: Loop,
+        context: Context | None = None,
+        hold: Callable[[int], None] = lambda change: None,
     ) -> None:
         self.header = header
+        self._hold = hold
         self._context = context
         self.row = row
         self.native: NativeFunction | None = None
@@ -118,6 +127,7 @@ class Function:
         instance, self._instance = self._instance, None
         if instance is None:
             return
+        self._hold(-1)
         try:
             self._run_marked(instance, EXIT)
         except (Exception, SystemExit, KeyboardInterrupt):  # a task boundary: nobody waits for an exit method
@@ -142,6 +152,7 @@ class Function:
             instance = self._loaded(*args, **kwargs)
             self._run_marked(instance, ENTER)
             self._instance = instance
+            self._hold(+1)
             return None
         if self._instance is None:
             raise RuntimeError(

@@ -155,7 +155,8 @@ class FunctionUse(msgspec.Struct, frozen=True, kw_only=True):
 class LeaseReport(msgspec.Struct, frozen=True, kw_only=True):
     lease: LeaseId
     usage: Usage
-    idle_s: float  # since the last call ended; 0 while one runs
+    idle_s: float  # since the last call ended; 0 while one runs, or an actor or a stream lives
+    draining: bool = False  # its executors admit no further call
     functions: tuple[FunctionUse, ...] = ()
 
 

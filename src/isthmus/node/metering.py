@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from isthmus.core.model import Usage
 from isthmus.node.isolation import Isolation
 from isthmus.node.messages import FunctionUse, LeaseReport
-from isthmus.node.page import CPU, RUNNING, SPIN, Page, Row
+from isthmus.node.page import CPU, DRAINING, HELD, RUNNING, SPIN, Page, Row
 from isthmus.node.records import LeaseRecord
 
 
@@ -33,6 +33,7 @@ def report(record: LeaseRecord, pages: Sequence[Page], isolation: Isolation) -> 
     return LeaseReport(
         lease=record.lease,
         usage=lease_usage(record, pages, isolation),
+        draining=any(page[DRAINING] for page in pages),  # read first: no call begins after it
         idle_s=idle_s(record, pages, time.monotonic_ns()),
         functions=function_uses(
             [row for page in pages for row in page.rows()], time.time(), time.monotonic_ns()
@@ -41,8 +42,10 @@ def report(record: LeaseRecord, pages: Sequence[Page], isolation: Isolation) -> 
 
 
 def idle_s(record: LeaseRecord, pages: Sequence[Page], now_ns: int) -> float:
-    """Since the last call ended, or since the lease began; 0 while one runs."""
-    if any(page[RUNNING] for page in pages):
+    """Since the last call ended, or since the lease began; 0 while one runs, or an actor or a stream
+    lives.
+    """
+    if any(page[RUNNING] or page[HELD] for page in pages):
         return 0.0
     last_ns = max([record.started_ns, *(row.last_call_ns for page in pages for row in page.rows())])
     return max(0.0, (now_ns - last_ns) / 1e9)

@@ -21,6 +21,7 @@ offset  words  field           writer
    112      1  exit_status     executor  0, or 1 + exit code of an exit in order
    120      1  threads         executor  threads that user code left behind
    192      1  cpu_ns          agent     CPU time of the dead executor, as its parent learnt it
+   200      1  held            executor  actors and unfinished streams: what an idle executor would lose
    256     32  address         executor  where it listens; UTF-8, zero padded
    512  37x12  function rows   executor  calls, errors, busy_ns, last_call_ns, name (64 bytes, zero padded)
 """
@@ -37,7 +38,7 @@ MAGIC = int.from_bytes(b"isthmus1", "little")
 
 DEADLINE, ORPHAN, DRAINING = 1, 2, 3
 PID, START_TICKS, RUNNING, CLIENTS, SPIN, ROWS, EXIT_STATUS, THREADS = range(8, 16)
-CPU = 24
+CPU, HELD = 24, 25
 _ADDRESS, _ADDRESS_BYTES = 256, 256
 _ROWS_AT, _ROW_WORDS, _NAME_WORDS = 64, 12, 8
 ROWS_MAX = (PAGE_BYTES // 8 - _ROWS_AT) // _ROW_WORDS

@@ -35,7 +35,7 @@ from isthmus.node.endings import end_child, exit_code, trim
 from isthmus.node.functions import Function, Loop, is_stream
 from isthmus.node.groups import Switchboard
 from isthmus.node.interruption import CallInterrupted, Cancels, Reason, Terminated, answer, reason_of
-from isthmus.node.page import BUSY, CALLS, DRAINING, ERRORS, LAST, RUNNING, Page
+from isthmus.node.page import BUSY, CALLS, DRAINING, ERRORS, HELD, LAST, RUNNING, Page
 from isthmus.node.streams import Items, Window, send_all
 
 IDLE_S = 3600.0  # one sleep of an idle executor; anything that matters wakes it
@@ -188,6 +188,7 @@ class Server:
 
     def _stream(self, client: Client, items: Items, frame: Frame) -> Any:
         self._window = Window(frame.credits)
+        self._words[HELD] += 1
         try:
             return send_all(
                 items,
@@ -198,6 +199,7 @@ class Server:
             )
         finally:
             self._window = None
+            self._words[HELD] -= 1
 
     def _wait(self) -> None:
         frame = self._domain.poll(IDLE_S)

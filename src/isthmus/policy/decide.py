@@ -168,7 +168,7 @@ class _Judgement:
         outcome: Literal["wait", "deny"] = "deny" if block in ("size", "rule") else "wait"
         evict = self._evict(least) if block == "capacity" else ()
         if evict:
-            reason += f"; {len(evict)} elastic leases are asked to leave"
+            reason += f"; {len(evict)} {self._whom()} leases are asked to leave"
         return self._no(outcome, block, reason, kept, len(fitting), evict)
 
     def _candidates(self, fitting: IntArray, slots: IntArray, wanted: int) -> list[Candidate]:
@@ -273,9 +273,14 @@ class _Judgement:
         return "capacity", f"no node has room for {asked} now (most free cores on one node: {free})"
 
     def _evict(self, least: int) -> tuple[LeaseId, ...]:
-        if self.lease_class is not LeaseClass.RESERVED or not self.may_preempt:
-            return ()
-        return victims(self.snapshot, self.resources, least)
+        return victims(self.snapshot, self.resources, least, only_idle=not self._pushes())
+
+    def _pushes(self) -> bool:
+        """Whether it may push out leases that work; any request may have the place of idle ones."""
+        return self.lease_class is LeaseClass.RESERVED and self.may_preempt
+
+    def _whom(self) -> str:
+        return "elastic" if self._pushes() else "idle"
 
     def _can_harvest(self) -> bool:
         return any(shape.platform in HARVESTING_PLATFORMS for shape in self.snapshot.nodes.shapes)

@@ -1,4 +1,4 @@
-"""Choose the elastic leases that make room for a reserved one.
+"""Choose the elastic leases that make room for another: for a reserved one any, for others idle ones.
 
 Invariant: pure; as few leases as a greedy choice gives, youngest first (they lose the least work), and leases
 that are leaving anyway are counted before any further one is asked to go.
@@ -9,12 +9,16 @@ from isthmus.core.model import Resources
 from isthmus.policy.snapshot import Preemptible, Snapshot
 
 
-def victims(snapshot: Snapshot, resources: Resources, count: int) -> tuple[LeaseId, ...]:
+def victims(
+    snapshot: Snapshot, resources: Resources, count: int, only_idle: bool = False
+) -> tuple[LeaseId, ...]:
     """Leases to drain so that `count` leases of `resources` fit; empty when that cannot be reached (or needs
     none).
     """
     by_node: dict[str, list[Preemptible]] = {}
     for lease in snapshot.preemptible:
+        if only_idle and not (lease.idle or lease.leaving):
+            continue
         by_node.setdefault(lease.node, []).append(lease)
     chosen: list[LeaseId] = []
     found = 0

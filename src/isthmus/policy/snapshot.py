@@ -49,7 +49,9 @@ class Pool(Record, frozen=True):
 
 
 class Preemptible(Record, frozen=True):
-    """An elastic lease that a reserved one may push out; `leaving` when that has already begun."""
+    """An elastic lease that another may push out: a reserved one any, an elastic one only an `idle` one
+    (no call for a while); `leaving` when that has already begun.
+    """
 
     lease: LeaseId
     node: NodeId
@@ -58,6 +60,7 @@ class Preemptible(Record, frozen=True):
     gpus: int
     created_s: float
     leaving: bool = False
+    idle: bool = False
 
 
 class NodeRow(Record, frozen=True):

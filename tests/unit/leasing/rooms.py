@@ -130,12 +130,12 @@ class Room:
         for node in await self.platform.nodes():
             await self.leasing.agent_joined(node.node, hello(node, *running))
 
-    async def beat(self, idle_s: float = 0.0, usage: Usage = Usage()) -> None:
+    async def beat(self, idle_s: float = 0.0, usage: Usage = Usage(), draining: bool = False) -> None:
         """A heartbeat of every node, reporting all that runs there."""
         leases = {lease.lease: lease.node for lease in self.leasing.leases(ADMIN, ended=False)}
         for node in await self.platform.nodes():
             reports = tuple(
-                LeaseReport(lease=lease, usage=usage, idle_s=idle_s)
+                LeaseReport(lease=lease, usage=usage, idle_s=idle_s, draining=draining)
                 for lease in self.agents.running
                 if leases.get(lease, node.node) == node.node
             )

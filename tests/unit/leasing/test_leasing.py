@@ -260,6 +260,30 @@ async def test_an_idle_lease_is_given_back(room: Room) -> None:
 
 
 @in_a_room()
+async def test_an_idle_lease_goes_when_another_request_waits_for_its_cores(room: Room) -> None:
+    idle = [await _lease(room) for _ in range(4)]
+    await room.beat(idle_s=SETTINGS.idle_s)
+    waiting = asyncio.create_task(room.leasing.request(BOB, _waiting(ONE, 20.0)))
+    await room.clock.sleep(0.1)
+    drained = [lease for lease in idle if _end_of(room, lease)[0] is LeaseState.DRAINING]
+    assert len(drained) == 1
+    await room.beat(idle_s=SETTINGS.idle_s)  # sent before the order arrived: a call may have come since
+    assert _end_of(room, drained[0]) == (LeaseState.DRAINING, None)
+    await room.beat(idle_s=SETTINGS.idle_s, draining=True)
+    assert len((await waiting).grants) == 1
+    assert _end_of(room, drained[0]) == (LeaseState.ENDED, EndReason.EVICTED)
+
+
+@in_a_room()
+async def test_a_lease_that_works_keeps_its_cores_from_others_of_its_class(room: Room) -> None:
+    busy = [await _lease(room) for _ in range(4)]
+    await room.beat(idle_s=0.9 * SETTINGS.idle_s)
+    with pytest.raises(NoCapacityError):
+        await room.leasing.request(BOB, _waiting(ONE, 1.0))
+    assert {_end_of(room, lease)[0] for lease in busy} == {LeaseState.ACTIVE}
+
+
+@in_a_room()
 async def test_a_lease_ends_with_its_last_executor(room: Room) -> None:
     lease = await _lease(room)
     nested = await room.leasing.add_executor(ALICE, lease)

@@ -8,7 +8,7 @@ import pytest
 from isthmus.core.ids import LeaseId
 from isthmus.node.isolation import Rlimits, Share
 from isthmus.node.metering import function_uses, idle_s, lease_usage
-from isthmus.node.page import BUSY, CALLS, CPU, ERRORS, LAST, RUNNING, SPIN, Page, Row
+from isthmus.node.page import BUSY, CALLS, CPU, ERRORS, HELD, LAST, RUNNING, SPIN, Page, Row
 from tests.unit.node.test_records import RECORD
 
 S = 10**9
@@ -36,6 +36,8 @@ def test_a_lease_is_idle_since_its_last_call_and_never_while_one_runs(tmp_path: 
     page[page.add_row("f") + LAST] = 5 * S
     assert idle_s(RECORD, [page], 7 * S) == 2.0
     page[RUNNING] = 1
+    assert idle_s(RECORD, [page], 99 * S) == 0.0
+    page[RUNNING], page[HELD] = 0, 1
     assert idle_s(RECORD, [page], 99 * S) == 0.0
 
 

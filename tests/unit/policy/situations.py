@@ -66,7 +66,9 @@ def demand(
     return Demand(request=RequestId("rq_1"), tenant=TenantId(tenant), lease=lease, quota=quota)
 
 
-def elastic(lease: str, on: str, cores: int = 1, age: float = 0.0, leaving: bool = False) -> Preemptible:
+def elastic(
+    lease: str, on: str, cores: int = 1, age: float = 0.0, leaving: bool = False, idle: bool = False
+) -> Preemptible:
     return Preemptible(
         lease=LeaseId(lease),
         node=NodeId(on),
@@ -75,4 +77,5 @@ def elastic(lease: str, on: str, cores: int = 1, age: float = 0.0, leaving: bool
         gpus=0,
         created_s=1000.0 - age,
         leaving=leaving,
+        idle=idle,
     )

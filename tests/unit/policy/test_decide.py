@@ -207,6 +207,14 @@ def test_reserved_leases_push_elastic_ones_out_only_by_policy() -> None:
     assert decide(policies, full, demand(cores=2)).evict == ()
 
 
+def test_idle_leases_make_room_for_any_request_and_working_ones_do_not() -> None:
+    full = snapshot(node("a", free=0), preemptible=(elastic("busy", "a"), elastic("idle", "a", idle=True)))
+    decision = decide(ALLOW_ALL, full, demand())
+    assert (decision.outcome, decision.evict) == ("wait", ("idle",))
+    assert "1 idle leases are asked to leave" in decision.reason
+    assert decide(ALLOW_ALL, full, demand(cores=2)).evict == ()
+
+
 def test_leases_that_are_leaving_already_are_not_joined_by_others() -> None:
     policies = load_policies(_rule("paid", "allow", preempt=True))
     full = snapshot(
