@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import threadpoolctl  # type: ignore[import-untyped]
 
 import isthmus.fabric
 from isthmus.core.errors import (
@@ -27,7 +28,7 @@ from isthmus.core.errors import (
     RemoteError,
     TokenError,
 )
-from isthmus.core.model import EndReason
+from isthmus.core.model import EndReason, Resources
 from isthmus.fabric.codec import FunctionHeader, GroupTable, encode_group, encode_header
 from isthmus.fabric.frames import CODEC_VERSION, FRAME_VERSION, Kind
 from isthmus.node.messages import AddExecutor, DrainLease, EndLease, ExecutorEnded, Heartbeat, ReadLog
@@ -416,6 +417,22 @@ def test_threads_that_a_function_leaves_behind_live_on(client: Client) -> None:
 
     client.call(client.define(leak))
     assert client.call(client.define(threading.active_count)) >= 3
+
+
+def test_numerical_libraries_get_a_thread_per_core_and_start_none_for_one(site: Site) -> None:
+    def count() -> tuple[set[int], int]:
+        pools = {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+        return pools, len(os.listdir("/proc/self/task")) - threading.active_count()
+
+    for cores in {1, len(os.sched_getaffinity(0))}:
+        name = f"ls_{next(_numbers)}"
+        executor = start_lease(site, name, resources=Resources(cores=cores, memory="512MiB"))
+        with Client(executor.address, name) as client:
+            pools, others = client.call(client.define(count))
+        assert pools == {cores}
+        assert others <= cores  # the fabric has a thread of its own
+        site.done(EndLease, lease=name, reason=EndReason.RELEASED)
+        ended(site, name)
 
 
 def test_output_of_functions_and_their_children_is_captured(client: Client, site: Site, lease: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import msgspec
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 import isthmus.fabric
 from isthmus.core import tokens
@@ -45,7 +45,9 @@ def run(control: socket.socket, fabric: str) -> NoReturn:
     except (IsthmusError, OSError) as error:
         control.send(assignments.pack(Broken(code="FabricError", message=str(error))))
         os._exit(1)
+    pools = ThreadpoolController()  # looks through all libraries: milliseconds that no lease waits for
     assignment = _await_assignment(control)
+    _allow_threads(pools, assignment.cores)
     page = _occupy(assignment)
     server = Server(domain, page, assignment.spin_s, lambda code: _leave(page, code))
     _handle_signals(server, page)  # before the first signal can come
@@ -91,7 +93,6 @@ def _occupy(assignment: Assignment) -> Page:
     os.environ["ISTHMUS_LEASE"] = assignment.lease
     os.environ["ISTHMUS_LEASE_TOKEN"] = fencing.nested_token(assignment)
     os.environ["OMP_NUM_THREADS"] = str(assignment.cores)
-    threadpool_limits(assignment.cores)  # NumPy's BLAS started in the zygote with a thread for every core
     page = Page(Path(assignment.page))
     page[START_TICKS] = start_ticks(os.getpid())
     page[PID] = os.getpid()
@@ -102,6 +103,15 @@ def _extend_path(assignment: Assignment) -> None:
     known = set(sys.path)
     directories = [path for path in assignment.sys_path if path not in known]
     sys.path[:] = [*directories, *sys.path] if assignment.sys_path_first else [*sys.path, *directories]
+
+
+def _allow_threads(pools: ThreadpoolController, cores: int) -> None:
+    """Give NumPy's BLAS and the like a thread per core. Even a number that stays as it is would make some of
+    them start theirs, which then spin on the lease's cores for tens of milliseconds.
+    """
+    for pool in pools.lib_controllers:
+        if pool.num_threads != cores:
+            pool.set_num_threads(cores)
 
 
 class Admission:

@@ -7,6 +7,7 @@ forked do not.
     python -m isthmus.node.zygote DESCRIPTOR PREPARATION(hex)
 """
 
+import contextlib
 import gc
 import importlib
 import os
@@ -15,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 
 import msgspec
 
@@ -41,12 +43,26 @@ def main(arguments: list[str]) -> None:
 def prepare(preparation: Preparation) -> None:
     """Import what every executor needs, and freeze it so that forks share it for long."""
     sys.path.extend(path for path in preparation.sys_path if path not in sys.path)
-    importlib.import_module("numpy")
-    importlib.import_module("isthmus.node.executor")
-    for module in preparation.preload:
-        importlib.import_module(module)
+    with _single_threaded():
+        importlib.import_module("numpy")
+        importlib.import_module("isthmus.node.executor")
+        for module in preparation.preload:
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Libraries loaded meanwhile start no threads; an executor allows them as many as its lease has cores."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = threads
 
 
 class Zygote:

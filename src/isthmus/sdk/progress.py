@@ -26,6 +26,7 @@ LINGERS_MAX = 50  # idle rounds before the background thread parks until rung
 DASH_WAIT_S = 0.002  # how long a thread waits for another's short call before it queues its own
 POLL_S_MAX = 1.0  # one sleep of a driver; anything that matters wakes it
 BACKLOG_POLL_S = 0.001  # ... while a channel had no room for a frame
+OPEN_AFTER_S = 0.005  # opening UCX holds the GIL for milliseconds: the first request for a lease goes first
 FOLLOW_S = 0.05  # a waiter that does not drive looks again after this, should all drivers have left
 IDLE_LOOK_S = 0.5  # between two looks at idle executors: the next call must not be sent to a dead one
 
@@ -95,6 +96,8 @@ class Progress(ABC):
         self, done: Callable[[], bool], deadline_s: float | None, rest: Callable[[float], None]
     ) -> None:
         """Drive, or `rest` while another thread drives, until done or the monotonic deadline."""
+        if self._domain is None and not done():
+            rest(OPEN_AFTER_S)
         while not done() and (deadline_s is None or monotonic() < deadline_s):
             if self.guests:
                 with self._gate:
@@ -214,6 +217,7 @@ class Progress(ABC):
     def _start_thread_if_none(self) -> None:
         if self._thread is None and not self.closed:
             self._thread = threading.Thread(target=self._background, name="isthmus.progress", daemon=True)
+            self._driven_s = monotonic() + OPEN_AFTER_S
             self._thread.start()
 
     def _background(self) -> None:
