@@ -103,6 +103,8 @@ class Engine {
     SendStatus send(Channel& channel, const Outgoing& outgoing);
     // The peer is gone: deliver what had arrived (up to `frames_expected` in all), then a LOST frame, once.
     void lose(Channel& channel, std::string_view reason, std::uint64_t frames_expected);
+    // Frames of ours have not left: they would die with this process.
+    bool has_unsent(const Channel& channel);
     // Wait a little for sends under way, then free the endpoint.
     void close(Channel& channel);
     void define(Channel& channel, std::uint32_t function_id, NativeSymbol symbol,
@@ -166,6 +168,7 @@ class Engine {
     void lock_outside();
     void await(const Channel& channel, std::uint64_t call_id);
     Outcome look();
+    bool holds_back();
     Outcome progress();
     Outcome spin_rounds();
     void make_room();

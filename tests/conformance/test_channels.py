@@ -11,7 +11,7 @@ import pytest
 
 from isthmus.core.errors import FabricError, FunctionLoadError, PeerLostError
 from isthmus.fabric import open_domain
-from isthmus.fabric.channels import Channel, Domain
+from isthmus.fabric.channels import Channel, Domain, Frame
 from isthmus.fabric.codec import decode_error
 from isthmus.fabric.frames import Flag, Kind
 from tests.conformance.channel_pairs import (
@@ -26,7 +26,7 @@ from tests.conformance.channel_pairs import (
     receive,
     send,
 )
-from tests.conformance.channel_peer import Act
+from tests.conformance.channel_peer import Act, admit
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 FULL_FRAMES_MAX = 200_000  # a channel that takes more than this without an answer has no limit
@@ -152,6 +152,40 @@ def test_a_full_channel_refuses_and_loses_nothing(link: tuple[Domain, Channel]) 
     assert [frame.call_id for frame in answers] == list(range(accepted))
     assert answers[0].meta == b"done"
     assert all(bytes(frame.data or b"") == bytes(4 * KIB) for frame in answers[1:])
+
+
+def test_a_call_waits_until_the_answers_before_it_have_left(pair: Pair, tmp_path: Path) -> None:
+    """Code that runs makes no progress: an answer that waits here would wait for its end, or die with it."""
+    address = "tcp://127.0.0.1:0" if pair.scheme == "tcp" else f"unix:{tmp_path}/socket"
+    client, server = open_domain(pair.client), open_domain(pair.server)
+    heard: list[Frame | None] = []
+    listener = threading.Thread(target=lambda: heard.append(server.poll(20.0)))
+    try:
+        real = server.listen(address, admit)
+        listener.start()
+        caller = client.connect(real, hello())
+        send(client, caller, Act.ECHO, 1)
+        listener.join()
+        answerer = server.channel(heard[0].channel_id) if heard[0] is not None else None
+        assert answerer is not None
+        answers = 0
+        while not answerer.unsent:
+            assert answerer.send(Kind.RESULT, 1, 0, b"answer" * 20), "full before anything is unsent"
+            answers += 1
+            assert answers < FULL_FRAMES_MAX, "nothing ever waits"
+        assert caller.send(Kind.CALL, 2, Act.ECHO, b"")
+        assert server.poll(0.2) is None
+        listener = threading.Thread(target=lambda: heard.append(server.poll(20.0)))
+        listener.start()
+        assert len(receive(client, answers)) == answers
+        listener.join()
+        assert heard[1] is not None
+        assert (heard[1].kind, heard[1].call_id, answerer.unsent) == (Kind.CALL, 2, False)
+    finally:
+        if listener.ident is not None:
+            listener.join()
+        client.close()
+        server.close()
 
 
 def test_urgent_frames_overtake_what_is_queued(link: tuple[Domain, Channel]) -> None:

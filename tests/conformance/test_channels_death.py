@@ -131,6 +131,16 @@ def test_one_peers_death_leaves_the_others_alone(pair: Pair, peers: Peers, morta
         assert ask(domain, channel, Act.ECHO, b"still").meta == b"still"
 
 
+def test_a_death_that_no_poll_has_told_of_can_be_asked_for(pair: Pair, mortal: PeerProcess) -> None:
+    with connected(pair, mortal) as (domain, channel):
+        ask(domain, channel, Act.ECHO)
+        assert not channel.has_ended()
+        mortal.stop()
+        assert channel.has_ended()
+        assert receive_until_lost(domain)[-1].kind == Kind.LOST
+        assert channel.has_ended()
+
+
 def test_nobody_answers_where_a_peer_has_died(pair: Pair, mortal: PeerProcess) -> None:
     with connected(pair, mortal) as (domain, _):
         mortal.stop()

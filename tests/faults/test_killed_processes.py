@@ -34,12 +34,35 @@ def written_pid(mark: Path) -> int:
     return int(mark.read_text())
 
 
+def test_an_idle_executor_that_is_killed_is_replaced(site: isthmus.Site) -> None:
+    """A call that never left cannot have run: it goes to another executor, on either path to one."""
+    for call in (site.call, lambda fn: site.submit(fn).result(timeout_s=SOON_S)):
+        pid = site.call(os.getpid)
+        census.kill(pid)
+        census.wait_until(lambda pid=pid: census.is_gone(pid), SOON_S, "executor dead")
+        assert call(os.getpid) != pid
+
+
 def test_a_call_whose_executor_is_killed_says_so(site: isthmus.Site, tmp_path: Path) -> None:
     future = site.submit(sleep, str(tmp_path / "mark"), 60.0)
     census.kill(written_pid(tmp_path / "mark"))
     with pytest.raises(isthmus.ExecutorLostError, match="SIGKILL"):
         future.result(timeout_s=SOON_S)
     assert site.submit(add, 1, 2).result(timeout_s=SOON_S) == 3
+
+
+def test_calls_queued_behind_the_killed_one_run_elsewhere(site: isthmus.Site, tmp_path: Path) -> None:
+    """Only the call that ran is lost, and it ran once: those before are answered, those behind wait."""
+    before = [site.submit(add, number, number) for number in range(200)]
+    killed = site.submit(sleep, str(tmp_path / "mark"), 60.0)
+    behind = [site.submit(add, number, number) for number in range(200)]
+    pid = written_pid(tmp_path / "mark")
+    census.kill(pid)
+    with pytest.raises(isthmus.ExecutorLostError):
+        killed.result(timeout_s=SOON_S)
+    sums = [future.result(timeout_s=SOON_S) for future in before + behind]
+    assert sums == [2 * number for number in range(200)] * 2
+    assert written_pid(tmp_path / "mark") == pid
 
 
 def test_a_retried_call_survives_its_executor(site: isthmus.Site, tmp_path: Path) -> None:

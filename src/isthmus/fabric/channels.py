@@ -53,6 +53,15 @@ class Channel(Protocol):
     @property
     def alive(self) -> bool: ...
 
+    @property
+    def unsent(self) -> bool:
+        """Whether something that was sent has not left yet: it would be lost with this process."""
+        ...
+
+    def has_ended(self) -> bool:
+        """Whether the peer is gone, even if no `poll` has told of it yet. One system call."""
+        ...
+
     def send(
         self, kind: int, call_id: int, function_id: int, meta: Buffer, data: Sequence[Buffer] = (),
         deadline_ns: int = 0, flags: int = 0, credits: int = 0,
@@ -113,6 +122,7 @@ class Domain(Protocol):
 
         Spins for up to spin_s, then sleeps on file descriptors. A channel's death arrives as Kind.LOST, once,
         after every frame that arrived before it; a new accepted channel just starts to deliver frames.
+        A CALL is held back while its channel has something `unsent`: what it runs would keep that here.
         """
         ...
 

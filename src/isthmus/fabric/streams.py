@@ -116,6 +116,14 @@ class FrameStream:
         """True while frames wait for the socket to become writable; then call `flush`."""
         return bool(self._queue or self._urgent)
 
+    def has_ended(self) -> bool:
+        """Whether the peer's end of file is here already; what came before it may be unread."""
+        if self.ended or self.reason:
+            return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     # sending ------------------------------------------------------------------------------------------------
     def send(
         self, kind: int, call_id: int, function_id: int, meta: Buffer, data: Sequence[Buffer] = (),

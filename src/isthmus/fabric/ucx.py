@@ -117,6 +117,9 @@ class UcxChannel(_ucx.Link):
             self._transport = f"ucx:{','.join(self._lanes())}"
         return self._transport
 
+    def has_ended(self) -> bool:
+        return not self.alive or self.stream.has_ended()
+
     def _lanes(self) -> list[str]:
         return list(dict.fromkeys(_LANE.findall(self._describe())))
 

@@ -137,6 +137,13 @@ class GroupChannel:
     def alive(self) -> bool:
         return self._channel.alive
 
+    @property
+    def unsent(self) -> bool:
+        return self._channel.unsent
+
+    def has_ended(self) -> bool:
+        return self._channel.has_ended()
+
     def send(
         self, kind: int, call_id: int, function_id: int, meta: Buffer, data: Sequence[Buffer] = (),
         deadline_ns: int = 0, flags: int = 0, credits: int = 0,

@@ -40,6 +40,7 @@ from isthmus.node.streams import Items, Window, send_all
 
 IDLE_S = 3600.0  # one sleep of an idle executor; anything that matters wakes it
 _LONG_CALL_NS = 1_000_000  # after a call this long, cancels are read before the next call
+_UNSENT_POLL_S = 0.001  # between two looks whether answers have left
 
 _CALL, _RESULT, _ERROR = int(Kind.CALL), int(Kind.RESULT), int(Kind.ERROR)
 
@@ -72,7 +73,7 @@ class Server:
         """Serve until SIGTERM. Raises Terminated."""
         poll, inbox, spin_s = self._domain.poll, self._inbox, self._spin_s
         while not self._terminated:
-            frame = inbox.popleft() if inbox else poll(IDLE_S, spin_s)
+            frame = self._next_kept() if inbox else poll(IDLE_S, spin_s)
             if frame is None:
                 continue
             if frame[1] == _CALL:
@@ -80,6 +81,17 @@ class Server:
             else:
                 self._control(frame)
         raise Terminated
+
+    def _next_kept(self) -> Frame | None:
+        """The oldest frame that came during a call; a CALL only when the answers before it have left."""
+        frame = self._inbox[0]
+        client = self._by_channel.get(frame.channel_id) if frame.kind == _CALL else None
+        if client is None or not client.channel.unsent:
+            return self._inbox.popleft()
+        came = self._domain.poll(_UNSENT_POLL_S)
+        if came is not None:
+            self._receive(came)
+        return None
 
     def close(self) -> None:
         """Run what actors left to do."""

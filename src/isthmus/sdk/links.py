@@ -61,6 +61,10 @@ class Link:
     def interrupt(self, number: int, reason: bytes) -> None:
         self.channel.send_urgent(Kind.CANCEL, number, reason)
 
+    def has_ended(self) -> bool:
+        """Whether the executor is gone, even if nothing has told of it yet."""
+        return self.channel.has_ended()
+
     def flush(self) -> None:
         while self._backlog and self._try(self._backlog[0]):
             self._backlog.popleft()

@@ -51,13 +51,13 @@ _retiring: set[Engine] = set()  # of dropped Sites, until their last call is don
 class _Dash:
     """A function bound to an executor for the shortest path."""
 
-    __slots__ = ("call", "deadline_ns", "decode", "encode", "executor", "link", "number", "plan")
+    __slots__ = ("call", "deadline_ns", "decode", "encode", "executor", "has_ended", "link", "number", "plan")
 
     def __init__(self, plan: Plan, executor: Executor, link: Link) -> None:
         self.plan = plan
         self.executor = executor
         self.link = link
-        self.call = link.channel.call
+        self.call, self.has_ended = link.channel.call, link.channel.has_ended
         self.number = plan.definition.number
         self.encode, self.decode = plan.encode, plan.decode
         self.deadline_ns = int(plan.spec.timeout_s * 1e9) if plan.spec.timeout_s else 0
@@ -98,11 +98,13 @@ class Site:
         engine, executor = self._engine, dash.executor
         if executor.inflight or not dash.link.open or engine.guests:
             return self._call_slowly(fn, args, kwargs)
+        began_s = perf_counter()
+        if (idle_s := began_s - executor.last_s) > HOT_GAP_S and dash.has_ended():
+            return self._call_slowly(fn, args, kwargs)
         if (engine.dashing or not self._take_baton(False)) and not engine.take_baton_to_dash():
             return self._call_slowly(fn, args, kwargs)
         engine.dashing = executor.claimed = True
         number = next(engine.numbers)
-        began_s = perf_counter()
         try:
             frame = dash.call(number, dash.number, meta, data, dash.deadline_ns, self._spin_s, self._spin_s)
         except PeerLostError:
@@ -121,7 +123,7 @@ class Site:
         if executor.pool.queue:
             engine.resume(executor.pool)
         ended_s = perf_counter()
-        (engine.hot if began_s - executor.last_s < HOT_GAP_S else engine.warm)(ended_s - began_s)
+        (engine.hot if idle_s < HOT_GAP_S else engine.warm)(ended_s - began_s)
         executor.last_s = ended_s
         return dash.decode(frame.meta, frame.data)  # type: ignore[no-any-return]
 
