@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from isthmus.cli.options import Json, State
-from isthmus.cli.output import age, print_json, show
+from isthmus.cli.output import age, print_json, printable, show, steerless
 from isthmus.cli.sites import Site, open_site
 
 FOLLOW_PERIOD_S = 0.5
@@ -89,7 +89,7 @@ def explain(
         print_json(document)
         return
     for line in document["words"]:
-        typer.echo(line)
+        typer.echo(printable(line))
 
 
 def logs(
@@ -123,7 +123,8 @@ def _print_chunk(site: Site, lease: str, offset: int, as_json: bool) -> tuple[in
     if as_json and moved:
         print_json(chunk)
     else:
-        sys.stdout.write("" if as_json else chunk["text"])
+        text = "" if as_json else chunk["text"]
+        sys.stdout.write(steerless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
     return chunk["next_offset"], chunk["ended"], moved
 

@@ -27,6 +27,7 @@ from isthmus.cli import (
     running,
 )
 from isthmus.cli.failures import Failure, exit_code_of
+from isthmus.cli.output import printable
 
 EXIT_INTERRUPTED = 130
 
@@ -98,4 +99,5 @@ def run() -> None:
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"isthmus: {message}\n")
+    text = "\n".join(map(printable, message.split("\n")))
+    sys.stderr.write(f"isthmus: {text}\n")

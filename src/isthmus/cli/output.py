@@ -1,6 +1,7 @@
 """Print documents for programs and tables for people."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,8 +11,25 @@ import typer
 
 PIPED_COLUMNS = 200  # wide enough that nothing is folded for `grep`
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_CONTROL_BUT_COLOUR = re.compile(r"(?!\x1b\[[\d;]*m)[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], object]]
+
+
+def printable(value: object) -> str:
+    """Text of others - names, labels, reasons - on one line, and unable to steer the terminal."""
+    return _CONTROL.sub(_escape, str(value))
+
+
+def steerless(output: str) -> str:
+    """A function's output with its lines and colours, but without the terminal's other commands."""
+    return _CONTROL_BUT_COLOUR.sub(_escape, output)
+
+
+def _escape(control: re.Match[str]) -> str:
+    return control[0].encode("unicode_escape").decode("ascii")
 
 
 def print_json(document: object) -> None:
@@ -34,7 +52,7 @@ def show_fields(document: Row, as_json: bool, fields: Iterable[tuple[str, object
     if as_json:
         print_json(document)
         return
-    lines = [(name, str(value)) for name, value in fields]
+    lines = [(name, printable(value)) for name, value in fields]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         typer.echo(f"{name:<{width}}  {value}")
@@ -50,7 +68,7 @@ def _print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
     for title, _ in columns:
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(value_of(row))) for _, value_of in columns))
+        table.add_row(*(Text(printable(value_of(row))) for _, value_of in columns))
     Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS).print(table)
 
 

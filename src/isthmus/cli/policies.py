@@ -7,7 +7,7 @@ import typer
 
 from isthmus.cli.failures import Failure
 from isthmus.cli.options import Json, State
-from isthmus.cli.output import print_json, show
+from isthmus.cli.output import print_json, printable, show
 from isthmus.cli.sites import open_site
 
 policy = typer.Typer(
@@ -92,7 +92,7 @@ def dry_run(
         print_json(document)
         return
     for line in document["words"]:
-        typer.echo(line)
+        typer.echo(printable(line))
 
 
 @policy.command()
@@ -111,7 +111,7 @@ def replay(file: File, state: State = None, as_json: Json = False) -> None:
     for change in changes:
         before, after = change["before"], change["after"]
         request = change["demand"]["request"]
-        typer.echo(f"  {request}: {before['outcome']} -> {after['outcome']}  {after['reason']}")
+        typer.echo(printable(f"  {request}: {before['outcome']} -> {after['outcome']}  {after['reason']}"))
 
 
 def _read(file: Path) -> str:

@@ -40,6 +40,7 @@ from isthmus.core.units import parse_bytes
 
 RULES_MAX = 1000
 CONDITION_CHARACTERS_MAX = 4096
+LOOPS_MAX = 2  # in one condition: six of ten rounds each, nested, would hold the site up for half a minute
 
 STATIC_NODE_FIELDS = frozenset({"platform", "cores", "memory", "gpus", "labels"})
 FIELDS: dict[str, frozenset[str]] = {
@@ -79,6 +80,7 @@ EVALUATION_ERRORS = (
 _STRING = re.compile(r'"(?:\\.|[^"\\])*"' r"|'(?:\\.|[^'\\])*'")
 _FIELD = re.compile(r"(?<![\w.])(request|tenant|node|pool|clock)\b(?:\s*\.\s*(\w+))?")
 _BOUND = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*(\w+)\s*,")
+_LOOP = re.compile(r"\b(?:all|exists|exists_one|map|filter)\b")
 _HEADER = re.compile(r"\s*\[\[\s*rule\s*\]\]")
 _SAMPLE: dict[str, Any] = {
     "request": {
@@ -284,6 +286,8 @@ def _blamed_line(text: str, line: int, message: str, table: dict[str, Any]) -> i
 
 
 def _compile_condition(when: str, where: str) -> cel.Program:
+    if len(_LOOP.findall(when)) > LOOPS_MAX:
+        raise PolicyError(f"{where}more than {LOOPS_MAX} of all, exists, exists_one, map and filter")
     try:
         return cel.compile(when)
     except ValueError as error:

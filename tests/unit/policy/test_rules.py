@@ -88,6 +88,11 @@ BAD = {
     "unknown function": (DENY + "when = 'false && f(1)'\n", 4, "unknown function 'f'"),
     "not a truth": (DENY + "when = 'request.cores'\n", 4, "must be true or false"),
     "bad pattern": (DENY + "when = 'tenant.name.matches(\"(\")'\n", 4, "not a valid regex"),
+    "loops in loops": (
+        DENY + "when = '[1].all(x, [1].all(y, [1].all(z, true)))'\n",
+        4,
+        "more than 2 of all",
+    ),
     "unlike types": (
         DENY + "when = 'request.cores > \"1\"'\n",
         4,
