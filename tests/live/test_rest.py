@@ -171,6 +171,9 @@ def test_whatever_changes_something_is_audited_without_secrets(admin, site):
     "body",
     [b"", b"{", b"[]", b'{"nonsense": 1}', b'{"count": 0}', b'{"count": 99999}', b'{"wait_s": -1}',
      b'{"resources": {"cores": 99999999999999999999}}', b'{"resources": {"memory": "999999999TiB"}}',
+     b'{"labels": {"a": "' + b"x" * 2000 + b'"}}', b'{"pool": "' + b"x" * 2000 + b'"}',
+     json.dumps({"labels": {str(number): "" for number in range(65)}}).encode(),
+     json.dumps({"environment": {"sys_path": ["/" + "x" * 100] * 1000}}).encode(),
      b"\xff\xfe", b'{"resources": {"cores": 0}}', b'{"resources": {"memory": "lots"}}', b'{"a":' * 5000],
     ids=lambda body: repr(body[:20]),
 )  # fmt: skip

@@ -4,9 +4,10 @@ Bodies are JSON of these structs, except durable calls and results, whose payloa
 Errors are `{"error": ErrorBody}`; `code` is the class name in `core.errors`.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from isthmus.core.ids import CallId, ExecutorId, KeyId, LeaseId, NodeId, RequestId, TenantId
 from isthmus.core.model import (
@@ -17,6 +18,9 @@ from isthmus.core.model import (
     Record,
     Resources,
 )
+
+Name = Annotated[str, Meta(max_length=1000)]
+Labels = Annotated[dict[Annotated[str, Meta(max_length=200)], Name], Meta(max_length=64)]
 
 
 class ErrorBody(Record, frozen=True):
@@ -35,14 +39,14 @@ class LeaseRequest(Record, frozen=True):
     resources: Resources = Resources()
     lease_class: LeaseClass = LeaseClass.ELASTIC
     environment: Environment = Environment()
-    pool: str = "default"
+    pool: Name = "default"
     count: int = 1
     together: bool = False
     wait_s: float = 0.0
-    policy: str = ""  # a hint the rules can match, as given to @isthmus.function(policy=...)
-    function: str = ""  # the function's name, for rules and for `explain`
+    policy: Name = ""  # a hint the rules can match, as given to @isthmus.function(policy=...)
+    function: Name = ""  # the function's name, for rules and for `explain`
     parent: LeaseId | None = None
-    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    labels: Labels = msgspec.field(default_factory=dict)
 
 
 class Grant(Record, frozen=True):
@@ -70,7 +74,7 @@ class LeaseReply(Record, frozen=True):
 class RenewRequest(Record, frozen=True):
     """POST /v1/leases/renew"""
 
-    leases: tuple[LeaseId, ...]
+    leases: Annotated[tuple[LeaseId, ...], Meta(max_length=10_000)]
 
 
 class Renewal(Record, frozen=True):
@@ -121,7 +125,7 @@ class DurableCall(Record, frozen=True):
     resources: Resources = Resources()
     lease_class: LeaseClass = LeaseClass.ELASTIC
     environment: Environment = Environment()
-    policy: str = ""
+    policy: Name = ""
     idempotency_key: str = ""
     timeout_s: float = 0.0
     retries: int = 0

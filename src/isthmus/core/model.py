@@ -17,6 +17,7 @@ from isthmus.core.units import parse_bytes
 ISTHMUS_VERSION = "0.1.0"
 COUNT_MAX = 10**9  # of cores, GPUs, leases: far beyond any machine, so that sums stay within 64 bits
 MEMORY_BYTES_MAX = 2**56
+ENVIRONMENT_CHARACTERS_MAX = 48 * 2**10  # fits into one packet to an executor, and one argument of a process
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,6 +69,9 @@ class Environment(Record, frozen=True):
         options = [line for line in self.requirements if line.lstrip().startswith("-")]
         if options:
             raise ValueError(f"requirements name packages; {options[0]!r} is an option of pip")
+        words = (self.python, *self.sys_path, *self.requirements, *self.preload)
+        if sum(map(len, words)) + len(words) > ENVIRONMENT_CHARACTERS_MAX:
+            raise ValueError(f"an environment has at most {ENVIRONMENT_CHARACTERS_MAX} characters in all")
 
     @property
     def id(self) -> EnvironmentId:

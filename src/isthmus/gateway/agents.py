@@ -100,12 +100,15 @@ class AgentHub:
             )
         self._numbers += 1
         numbered = msgspec.structs.replace(order, number=self._numbers)
+        message = messages.encode(numbered)  # type: ignore[arg-type]
+        if len(message) > messages.MESSAGE_BYTES_MAX:  # the agent would hang up, on everybody
+            raise errors.InvalidRequestError(f"{type(order).__name__} of {len(message)} bytes is too large")
         answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         connection.answers[numbered.number] = answer
         timeout_s = _timeout_s(numbered)
         try:
             async with asyncio.timeout(timeout_s):
-                await connection.websocket.send_bytes(messages.encode(numbered))  # type: ignore[arg-type]
+                await connection.websocket.send_bytes(message)
                 return await answer
         except TimeoutError as error:
             raise errors.SiteUnavailableError(

@@ -60,6 +60,7 @@ from isthmus.node.zygotes import Zygotes
 EXPIRY_TICK_S = 0.25  # how late an expired lease may be noticed
 REPORTS_MAX = 1000  # kept while the site is away; ends of leases are on disk besides
 LOG_READ_MAX = 2**20
+FAILURE_CHARACTERS_MAX = 10_000  # the words may be a build's, and the site takes no message of any length
 _PROMPT_END_GRACE_S = 1.0
 
 log = logging.getLogger("isthmus.agent")
@@ -186,11 +187,12 @@ class Agent:
         try:
             answer = await self._obey(order)
         except IsthmusError as error:
-            answer = Failed(number=order.number, code=type(error).__name__, message=str(error))
+            words = str(error)[:FAILURE_CHARACTERS_MAX]
+            answer = Failed(number=order.number, code=type(error).__name__, message=words)
         except Exception as error:  # a task boundary: the site must hear of whatever went wrong here
             log.exception("order %d failed", order.number)
-            message = f"the agent could not do it: {type(error).__name__}: {error}"
-            answer = Failed(number=order.number, code="IsthmusError", message=message)
+            words = f"the agent could not do it: {type(error).__name__}: {error}"[:FAILURE_CHARACTERS_MAX]
+            answer = Failed(number=order.number, code="IsthmusError", message=words)
         try:
             await line.send(answer)
         except SiteUnavailableError as error:

@@ -24,6 +24,7 @@ from isthmus.node.zygotes import default_python
 BUILD_S = 900.0  # pip may have to compile
 PROBE_S = 30.0
 _SAID_LINES = 15  # of pip's output in the error
+_SAID_BYTES = 16 * 2**10  # ... and of each command's output in memory
 _PTH_FILE = "zzz-isthmus.pth"
 _PROBE = "import sys; v = sys.version_info; print(f'{sys.implementation.name}-{v.major}.{v.minor}')"
 
@@ -123,7 +124,8 @@ async def _run(command: list[str], limit_s: float) -> tuple[int, str]:
         raise FunctionLoadError(f"{command[0]} cannot be run: {error}") from error
     try:
         async with asyncio.timeout(limit_s):
-            said, _ = await process.communicate()
+            said = await _tail(process)
+            await process.wait()
     except TimeoutError as error:
         raise FunctionLoadError(f"{' '.join(command[:4])} took longer than {limit_s:.0f} s") from error
     finally:
@@ -131,6 +133,15 @@ async def _run(command: list[str], limit_s: float) -> tuple[int, str]:
             process.kill()
             await process.wait()
     return process.returncode or 0, said.decode("utf-8", "replace")
+
+
+async def _tail(process: asyncio.subprocess.Process) -> bytes:
+    """The end of what it says: a build runs anybody's code, which may say more than memory holds."""
+    assert process.stdout is not None
+    said = b""
+    while piece := await process.stdout.read(_SAID_BYTES):
+        said = (said + piece)[-_SAID_BYTES:]
+    return said
 
 
 def _link_isthmus(venv: Path) -> None:

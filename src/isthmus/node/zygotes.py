@@ -43,6 +43,7 @@ FORK_S = 30.0  # for one fork, and for its first words; long only on a machine t
 SPARES_MAX = 16
 _SECRETS = ("ISTHMUS_",)  # no variable of ours reaches user code, except those an assignment sets
 IDLE_S = 600.0  # a zygote costs some 40 MB; starting one anew, some hundred milliseconds
+ZYGOTES_MAX = 16  # beyond it, those that nobody uses are stopped, the longest unused first
 _KEEP_EXITS = 1024
 _ZYGOTE_DEATHS_MAX = 3  # in a row, for one fork
 
@@ -272,6 +273,7 @@ class Zygotes:
         """End a zygote, even one that is just starting."""
         zygote = self._ready(environment)
         task = self._zygotes.pop(environment, None)
+        self._used_s.pop(environment, None)
         if zygote is not None:
             await zygote.stop()
         elif task is not None:
@@ -284,14 +286,18 @@ class Zygotes:
             zygote.refill()
 
     def idle(self, in_use: set[EnvironmentId], now_s: float) -> list[EnvironmentId]:
-        """Environments that nobody needed for IDLE_S; the one that keeps the agent warm is not among them."""
+        """Environments that nobody needed for IDLE_S, or too many; the one that keeps the agent warm is not
+        among them."""
+        unused = sorted(
+            (used_s, environment)
+            for environment, used_s in self._used_s.items()
+            if environment in self._zygotes and environment not in in_use and environment != Environment().id
+        )
+        excess = len(self._zygotes) - ZYGOTES_MAX
         return [
             environment
-            for environment, used_s in self._used_s.items()
-            if environment in self._zygotes
-            and environment not in in_use
-            and environment != Environment().id
-            and now_s - used_s > IDLE_S
+            for place, (used_s, environment) in enumerate(unused)
+            if place < excess or now_s - used_s > IDLE_S
         ]
 
     def _ready(self, environment: EnvironmentId) -> Zygote | None:

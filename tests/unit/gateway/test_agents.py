@@ -12,7 +12,7 @@ from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from isthmus.core.errors import IsthmusError, NoCapacityError, SiteUnavailableError
+from isthmus.core.errors import InvalidRequestError, IsthmusError, NoCapacityError, SiteUnavailableError
 from isthmus.core.ids import LeaseId, NodeId
 from isthmus.core.model import EndReason, Enforcement, Usage
 from isthmus.core.settings import GatewaySettings
@@ -133,6 +133,19 @@ def test_answers_may_come_in_any_order_and_failures_are_typed():
             await websocket.send(messages.encode(failed))
             with pytest.raises(NoCapacityError, match="no memory"):
                 await first
+
+    asyncio.run(scenario())
+
+
+def test_an_order_that_no_message_holds_does_not_cost_the_agent_its_line():
+    async def scenario():
+        async with serving() as (hub, listener, url), agent(url) as websocket:
+            await listener.until(1)
+            with pytest.raises(InvalidRequestError, match="too large"):
+                await hub.order(NODE, AddExecutor(number=0, lease=LeaseId("x" * messages.MESSAGE_BYTES_MAX)))
+            order = asyncio.create_task(hub.order(NODE, AddExecutor(number=0, lease=LEASE)))
+            await websocket.send(messages.encode(Done(number=(await receive(websocket)).number)))
+            await order
 
     asyncio.run(scenario())
 
