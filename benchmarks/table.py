@@ -11,18 +11,21 @@ from typing import Any
 
 from benchmarks.harness.report import number
 
-_PIPELINED = "pipelined.map_throughput_per_s"
 _ROWS = (
     ("raw UCX round trip (floor)", "floors", "ucx_round_trip_us", "", "", ""),
     ("Unix socket, blocking (floor)", "floors", "socket_round_trip_us", "", "", ""),
-    ("**isthmus** `site.call`, hot", "hot", "call_us", "payload.in_us", "payload.out_us", _PIPELINED),
+    ("**isthmus** `site.call`, hot", "hot", "call_us", "payload.in_us", "payload.out_us",
+     "pipelined.submit_throughput_per_s"),
+    ("**isthmus** pipelined, one frame a call, bare channel", "", "", "", "",
+     "pipelined.raw_throughput_per_s"),
+    ("**isthmus** `site.map`, many calls to a frame", "", "", "", "", "pipelined.map_throughput_per_s"),
     ("**isthmus** native function, hot, bare channel", "native", "channel_us", "", "", ""),
     ("**isthmus** `site.call` of a native function, hot", "native", "call_us", "", "", ""),
     ("**isthmus** `site.call`, warm", "warm", "call_us", "", "", ""),
 )  # fmt: skip
 _PEERS = (
     ("`multiprocessing.Pipe`", "pipe", "call"),
-    ("ZeroMQ REQ/REP, pickle 5", "zmq", "req"),
+    ("ZeroMQ REQ/REP (per s: DEALER), pickle 5", "zmq", "req"),
     ("gRPC unary, pickle 5", "grpc", "unary"),
     ("`ProcessPoolExecutor`", "pool", "submit"),
     ("Ray actor", "ray", "actor"),
@@ -58,11 +61,11 @@ def _peer_rows() -> list[tuple[str, ...]]:
 def _row(cells: dict[str, Any], row: tuple[str, ...]) -> tuple[str, ...] | None:
     title, subject, latency, *others = row
     summary = cells.get(f"{subject}.{latency}")
+    medians = [number(cells[name]["p50"]) if name in cells else "" for name in others]
     if summary is None:
-        return None
+        return (title, "", "", *medians) if not subject and any(medians) else None
     hot = cells.get("hot.call_us")
     ratio = number(summary["p50"] / hot["p50"]) if hot else ""
-    medians = [number(cells[name]["p50"]) if name in cells else "" for name in others]
     return title, f"{number(summary['p50'])} / {number(summary['p99'])}", ratio, *medians
 
 

@@ -43,7 +43,7 @@ def describe() -> Machine:
         caches=_caches(),
         memory_gib=int(_field(Path("/proc/meminfo").read_text("utf-8"), "MemTotal").split()[0]) / 2**20,
         virtual="hypervisor" in _field(cpuinfo, "flags").split(),
-        kernel=platform.release(),
+        kernel=platform.release().split("-")[0],  # what follows names the builder, not the kernel
         python=platform.python_version(),
         packages={name: version for name in _PACKAGES if (version := _version(name))},
         commit=_commit(),

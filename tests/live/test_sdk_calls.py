@@ -336,6 +336,11 @@ def test_a_dead_actor_says_so_for_every_call(site):
             counter.add.call(1)
 
 
+def test_a_native_function_whose_library_is_missing_says_so(site):
+    with pytest.raises(isthmus.FunctionLoadError, match=r"checksum.*libnone\.so"):
+        site.call(isthmus.native("/nowhere/libnone.so", "checksum"), b"bytes")
+
+
 # nested and durable calls ----------------------------------------------------------------
 def test_nested_calls_need_no_free_capacity(site):
     assert list(site.map(remote.call_nested, range(4))) == [0, 1, 4, 9]

@@ -56,7 +56,7 @@ def _show(document: list[dict[str, Any]], as_json: bool) -> None:
         as_json,
         [
             ("NODE", lambda row: row["node"]),
-            ("AGENT", lambda row: row["agent"]),
+            ("AGENT", lambda row: "draining" if row["draining"] else row["agent"]),
             ("CORES", lambda row: row["cores"]),
             ("MEMORY", lambda row: format_bytes(row["memory_bytes"])),
             ("GPUS", lambda row: row["gpus"]),

@@ -53,7 +53,7 @@ def up(
 
     \b
     It leases the cores of this machine to functions, keeps its books in the state directory, and
-    listens on loopback only. Programs of the same user find it by themselves.
+    listens on loopback unless gateway.host says otherwise. Programs of the same user find it by themselves.
 
     \b
       isthmus up              in the foreground, until Ctrl-C

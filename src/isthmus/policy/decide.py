@@ -268,7 +268,7 @@ class _Judgement:
         if fitting:
             return "capacity", f"{fitting} nodes have room, but not for all of {asked}"
         if not bool(np.any(self.snapshot.nodes.open)):
-            return "capacity", "no node's agent is connected; wait for one"
+            return "capacity", "no node takes leases now: each is drained, or its agent is not connected"
         free = int(self.snapshot.nodes.free_cores[self.snapshot.nodes.open].max())
         return "capacity", f"no node has room for {asked} now (most free cores on one node: {free})"
 
