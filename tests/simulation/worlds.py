@@ -42,6 +42,24 @@ SETTINGS = LeasingSettings(
 CALM_S = 4 * (SETTINGS.lease_s + SETTINGS.orphan_s + SETTINGS.agent_silence_s)
 ANSWER_SLACK_S = 3 * ORDER_TIMEOUT_S  # an acquire, an order and a release may each take their time
 POLICY = """
+[fair]
+half_life_h = 0.01
+
+[tenants.paying]
+weight = 3.0
+
+[tenants.plain]
+guarantee = { cores = 2 }
+
+[tenants.guest]
+lend = false
+guarantee = { cores = 1, memory = "1GiB" }
+
+[[rule]]
+name = "large requests first"
+when = "request.cores == 3"
+then = "hurry"
+
 [[rule]]
 name = "the paying push the others out"
 when = 'tenant.name == "paying" && request.class == "reserved"'
@@ -149,7 +167,8 @@ class World:
 
     def note(self, what: str, about: object = "") -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
-        self.trace.append(f"{self.loop.time():.6f} {what} {about}")
+        told = f"{self.loop.time():.6f} {what} {about}"
+        self.trace.append(told.replace(self.database, "the disk"))  # whose name differs from run to run
 
     def run(self) -> None:
         """Raises what went wrong, else returns after everything has come to rest and agrees."""

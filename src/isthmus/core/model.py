@@ -18,6 +18,7 @@ ISTHMUS_VERSION = "0.1.0"
 COUNT_MAX = 10**9  # of cores, GPUs, leases: far beyond any machine, so that sums stay within 64 bits
 MEMORY_BYTES_MAX = 2**56
 ENVIRONMENT_CHARACTERS_MAX = 48 * 2**10  # fits into one packet to an executor, and one argument of a process
+WINDOW_H_MAX = 24 * 31  # over which core-hours are counted
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -198,12 +199,14 @@ def python_version() -> str:
 
 
 class Quota(Record, frozen=True):
-    """What one tenant may hold at once. 0 means no limit."""
+    """What one tenant may hold at once, and use within any `window_h` hours. 0 means no limit."""
 
     cores: Annotated[int, Meta(ge=0, le=COUNT_MAX)] = 0
     memory_bytes: Annotated[int, Meta(ge=0, le=MEMORY_BYTES_MAX)] = 0
     gpus: Annotated[int, Meta(ge=0, le=COUNT_MAX)] = 0
     leases: Annotated[int, Meta(ge=0, le=COUNT_MAX)] = 0
+    core_hours: Annotated[float, Meta(ge=0)] = 0.0
+    window_h: Annotated[int, Meta(ge=1, le=WINDOW_H_MAX)] = 24
 
 
 class Principal(Record, frozen=True):

@@ -13,13 +13,16 @@ import msgspec
 from isthmus.core.api import FunctionSummary
 from isthmus.core.clock import Clock
 from isthmus.core.ids import LeaseId, NodeId, RequestId, TenantId
-from isthmus.core.model import EndReason, Lease, LeaseClass, LeaseState
+from isthmus.core.model import EndReason, Lease, LeaseClass, LeaseState, Usage
 from isthmus.core.settings import LeasingSettings, PoolSettings
+from isthmus.leasing.accounts import Accounts
 from isthmus.leasing.functions import FunctionCounts
 from isthmus.leasing.ledger import Batch, Ledger, Transition
 from isthmus.leasing.lifecycle import Effect, Event, Gone, step
 from isthmus.policy.replay import Logged
-from isthmus.policy.snapshot import Holding, NodeRow, NodeTable, Pool, Preemptible, Snapshot
+from isthmus.policy.rules import PolicySet
+from isthmus.policy.snapshot import Demand, Holding, NodeRow, NodeTable, Pool, Preemptible, Snapshot
+from isthmus.policy.terms import Fair
 
 
 class Held:
@@ -61,7 +64,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Books:
-    def __init__(self, settings: LeasingSettings, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, settings: LeasingSettings, ledger: Ledger, clock: Clock, fair: Fair = Fair()) -> None:
         self._pools = settings.pools
         self._idle_s = settings.idle_s
         self._quiet: dict[LeaseId, Held] = {}
@@ -71,6 +74,8 @@ class Books:
         self.nodes = NodeTable()
         self.tenants: dict[TenantId, Holding] = {}
         self.pools: dict[str, Pool] = {name: _pool(pool) for name, pool in settings.pools.items()}
+        self._accounts = Accounts(fair.half_life_s, ledger.hours())
+        self.signals: Mapping[str, float] = {}  # replaced as a whole when there is news
         for request, lease in ledger.open_leases():
             self._enter(Held(lease, request))
 
@@ -109,14 +114,25 @@ class Books:
         """A step that need not survive a crash (usage, renewals): in memory now, in the ledger with
         `flush`.
         """
-        held.lease, _ = step(held.lease, event)
+        before = held.lease
+        held.lease, _ = step(before, event)
         held.is_dirty = True
+        self._accounts.bill(before, held.lease, self._clock.now())
+
+    def amend(self, lease: Lease, usage: Usage) -> None:
+        """The final usage of a lease that has ended already. Raises LedgerError."""
+        amended = msgspec.structs.replace(lease, usage=usage)
+        self._ledger.amend(amended)
+        self._accounts.bill(lease, amended, self._clock.now())
 
     def flush(self) -> None:
         """Write down usage measured since the last flush. Raises LedgerError."""
         dirty = [held for held in self.open.values() if held.is_dirty]
-        if dirty:
-            self._ledger.write(Batch(updates=tuple((held.request, held.lease) for held in dirty)))
+        hours = self._accounts.unwritten()
+        if dirty or hours:
+            updates = tuple((held.request, held.lease) for held in dirty)
+            self._ledger.write(Batch(updates=updates, hours=hours))
+        self._accounts.written()
         for held in dirty:
             held.is_dirty = False
 
@@ -133,16 +149,33 @@ class Books:
     def of_agent(self, agent: NodeId) -> list[Held]:
         return [held for held in self.open.values() if held.lease.orders_to == agent]
 
-    def snapshot(self, with_preemptible: bool) -> Snapshot:
-        """What a decision may know now. Of elastic leases those without work are listed, and the others
-        only where rules may push some out.
-        """
+    def situation(self) -> Snapshot:
+        """Who holds and used what now."""
         return Snapshot(
             nodes=self.nodes,
             tenants=self.tenants,
             pools=self.pools,
             clock_s=self._clock.now(),
-            preemptible=self._preemptible(self.open if with_preemptible else self._quiet),
+            used=self._accounts.lately,
+            signals=self.signals,
+        )
+
+    def snapshot(self, policies: PolicySet, demand: Demand, waiting: tuple[TenantId, ...] = ()) -> Snapshot:
+        """What the decision on a demand may know now; of elastic leases those without work are listed,
+        and the others only where rules or guarantees may push some out.
+        """
+        situation = self.situation()
+        quota = demand.quota
+        windows_h = policies.windows_h | ({quota.window_h} if quota.core_hours else set())
+        spent = {
+            window_h: self._accounts.spent_core_h(demand.tenant, window_h, situation.clock_s)
+            for window_h in sorted(windows_h)
+        }
+        return msgspec.structs.replace(
+            situation,
+            waiting=waiting,
+            spent_core_h=spent,
+            preemptible=self._preemptible(self.open if policies.may_preempt else self._quiet),
         )
 
     def note_idle(self, held: Held, idle_s: float) -> None:
@@ -158,6 +191,7 @@ class Books:
             Preemptible(
                 lease=held.lease.lease,
                 node=held.lease.node,
+                tenant=held.lease.tenant,
                 cores=held.lease.resources.cores,
                 memory_bytes=held.lease.resources.memory_bytes,
                 gpus=held.lease.resources.gpus,
@@ -181,6 +215,7 @@ class Books:
 
     def _move(self, held: Held, lease: Lease) -> None:
         before, held.lease = held.lease, lease
+        self._accounts.bill(before, lease, self._clock.now())
         if before.node is None and lease.node is not None:
             self._book(lease, +1)
         if lease.state is LeaseState.ENDED:

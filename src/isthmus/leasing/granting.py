@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import DeniedError, IsthmusError, NoCapacityError, SiteUnavailableError
-from isthmus.core.ids import AllocationId, LeaseId
+from isthmus.core.ids import AllocationId, LeaseId, TenantId
 from isthmus.core.model import EndReason, Lease, LeaseClass, LeaseState
 from isthmus.core.settings import LeasingSettings
 from isthmus.leasing.acting import Acting
@@ -19,7 +19,9 @@ from isthmus.leasing.books import Books, Held
 from isthmus.leasing.ledger import LedgerError
 from isthmus.leasing.lifecycle import DrainOrdered, Event, Granted, StartOrdered
 from isthmus.leasing.waiting import Waiter, WaitingQueue
-from isthmus.policy import Decision, Demand, Logged, PolicySet, Snapshot, decide
+from isthmus.policy import Decision, Demand, Logged, PolicySet, Snapshot, decide, fairness, priority
+
+WAITING_SHOWN_MAX = 32  # tenants in the queue that a decision is told of, to say who comes before whom
 
 
 class Granting:
@@ -54,15 +56,18 @@ class Granting:
                 waiter.answer.set_exception(SiteUnavailableError("the site is stopping"))
 
     async def grant(self, demand: Demand) -> tuple[Decision, list[Held]]:
-        """Granted and written down, at once or after waiting. A tenant does not overtake itself."""
+        """Granted and written down, at once or after waiting. A tenant overtakes itself only by
+        priority.
+        """
         decision = None
-        if not self._queue.has(demand.tenant):
+        own = self._queue.first(demand.tenant)
+        if own is None or self._priority(demand) > own.priority:
             decision, granted = self._try(demand, is_first=True)
             if granted:
                 return decision, granted
             if demand.lease.wait_s == 0:
                 raise _refusal(demand, decision)
-        waiter = Waiter(demand, decision)
+        waiter = Waiter(demand, decision.priority if decision else self._priority(demand), decision)
         self._queue.add(waiter)
         try:
             async with asyncio.timeout(min(demand.lease.wait_s, self._settings.queue_wait_s)):
@@ -83,9 +88,15 @@ class Granting:
         finally:
             self._queue.remove(waiter)
 
+    def _snapshot(self, demand: Demand) -> Snapshot:
+        return self._books.snapshot(self._policies, demand, self._queue.tenants(WAITING_SHOWN_MAX))
+
+    def _priority(self, demand: Demand) -> int:
+        return priority(self._policies, self._snapshot(demand), demand)
+
     def _try(self, demand: Demand, is_first: bool) -> tuple[Decision, list[Held]]:
         """Decide once, and write down what follows. Raises DeniedError, LedgerError."""
-        snapshot = self._books.snapshot(self._policies.may_preempt)
+        snapshot = self._snapshot(demand)
         decision = decide(self._policies, snapshot, demand)
         match decision.outcome:
             case "grant":
@@ -137,12 +148,19 @@ class Granting:
         return Held(lease, demand.request)
 
     def serve_waiters(self) -> None:
-        """Something became free: serve those who wait, tenant by tenant, until nobody more can be served."""
-        is_served = not self.is_closing
-        while is_served:
-            is_served = False
-            for waiter in self._queue.heads():
-                is_served |= self._serve(waiter)
+        """Something became free: serve those who wait, whoever stands lowest first, until nobody more can be
+        served. Each grant changes where its tenant stands.
+        """
+        tried: set[Waiter] = set()
+        untried = [] if self.is_closing else self._queue.heads(self._level)
+        while untried:
+            waiter = untried.pop(0)
+            tried.add(waiter)
+            if self._serve(waiter):
+                untried = [one for one in self._queue.heads(self._level) if one not in tried]
+
+    def _level(self, tenant: TenantId) -> float:
+        return fairness.standing(self._policies, self._books.situation(), tenant).level
 
     def _serve(self, waiter: Waiter) -> bool:
         """Whether the waiter got its answer. A ledger that cannot be written now leaves it waiting."""
@@ -157,6 +175,7 @@ class Granting:
             waiter.answer.set_exception(error)
             return True
         waiter.decision = decision
+        waiter.has_cleared |= bool(decision.evict)
         if not granted:
             return False
         self._queue.remove(waiter)

@@ -79,7 +79,7 @@ class Leasing:
         self._clock = clock
         self._site_key = site_key
         self._new_id = new_id
-        self._books = Books(settings, ledger, clock)
+        self._books = Books(settings, ledger, clock, policies.fair)
         self._inventory = Inventory(settings.agent_silence_s, ledger.draining_nodes())
         self._acting = Acting(settings, self._books, platform, nodes, clock)
         self._granting = Granting(settings, self._books, self._acting, policies, clock, new_id)
@@ -289,7 +289,7 @@ class Leasing:
         """What this request would get now, under these policies (the site's own if None). Changes nothing."""
         policies = self._policies if policies is None else policies
         demand = self._demand(principal, request)
-        snapshot = self._books.snapshot(policies.may_preempt)
+        snapshot = self._books.snapshot(policies, demand)
         logged = Logged(
             demand=demand, snapshot=snapshot.record(), decision=decide(policies, snapshot, demand)
         )

@@ -26,6 +26,7 @@ from isthmus.core.model import Lease, LeaseClass
 from isthmus.policy.replay import Logged
 
 SCHEMA_VERSION = 1
+HOURS_KEPT = 24 * 365  # beyond the history: fair share and budgets look back further than explanations
 BUSY_S = 5.0  # how long a write waits for a backup or an inspection that holds the file
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS leases (
@@ -71,6 +72,14 @@ CREATE TABLE IF NOT EXISTS functions (
     last_s REAL NOT NULL,
     PRIMARY KEY (tenant, name)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS hours (
+    tenant TEXT NOT NULL,
+    hour INTEGER NOT NULL,
+    core_s REAL NOT NULL,
+    memory_byte_s REAL NOT NULL,
+    gpu_s REAL NOT NULL,
+    PRIMARY KEY (tenant, hour)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS draining_nodes (node TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 _WRITE_LEASE = """
@@ -78,6 +87,10 @@ INSERT INTO leases VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (lease) DO UPD
     state=excluded.state, ended_s=excluded.ended_s, allocated_core_s=excluded.allocated_core_s,
     busy_core_s=excluded.busy_core_s, spin_core_s=excluded.spin_core_s, cpu_s=excluded.cpu_s,
     calls=excluded.calls, body=excluded.body
+"""
+_ADD_HOUR = """
+INSERT INTO hours VALUES (?,?,?,?,?) ON CONFLICT (tenant, hour) DO UPDATE SET core_s=core_s+excluded.core_s,
+    memory_byte_s=memory_byte_s+excluded.memory_byte_s, gpu_s=gpu_s+excluded.gpu_s
 """
 _BILL = """
 SELECT class, count(*), sum(allocated_core_s), sum(busy_core_s), sum(spin_core_s), sum(cpu_s), sum(calls)
@@ -99,17 +112,29 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class HourUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tenant was billed within one hour (counted from the epoch), in resource-seconds."""
+
+    tenant: TenantId
+    hour: int
+    core_s: float
+    memory_byte_s: float
+    gpu_s: float
+
+
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """What is written in one transaction.
 
     updates   leases whose usage or executors changed without a transition
     functions counters to add, by tenant
+    hours     bills to add, by tenant and hour
     """
 
     transitions: tuple[Transition, ...] = ()
     decisions: tuple[Logged, ...] = ()
     updates: tuple[tuple[RequestId, Lease], ...] = ()
     functions: tuple[tuple[TenantId, FunctionSummary], ...] = ()
+    hours: tuple[HourUse, ...] = ()
     drained: tuple[NodeId, ...] = ()
     resumed: tuple[NodeId, ...] = ()
 
@@ -142,6 +167,8 @@ class Ledger:
                 self._write_decision(database, logged)
             for tenant, row in batch.functions:
                 self._add_function(database, tenant, row)
+            for use in batch.hours:
+                database.execute(_ADD_HOUR, msgspec.structs.astuple(use))
             for node in batch.drained:
                 database.execute("INSERT OR IGNORE INTO draining_nodes VALUES (?)", (node,))
             for node in batch.resumed:
@@ -161,6 +188,7 @@ class Ledger:
             leases = database.execute(f"DELETE FROM leases WHERE lease IN ({ended})", (before_s,)).rowcount
             orphaned = "request NOT IN (SELECT request FROM leases)"
             database.execute(f"DELETE FROM decisions WHERE at_s < ? AND {orphaned}", (before_s,))
+            database.execute("DELETE FROM hours WHERE hour < ?", (int(before_s // 3600) - HOURS_KEPT,))
         return leases
 
     # reading ------------------------------------------------------------------------------------------------
@@ -225,6 +253,14 @@ class Ledger:
                 calls=calls,
             )
             for lease_class, leases, allocated, busy, spin, cpu, calls in self._rows(_BILL, (tenant,))
+        ]
+
+    def hours(self) -> list[HourUse]:
+        """What tenants were billed, hour by hour, oldest first."""
+        sql = "SELECT tenant, hour, core_s, memory_byte_s, gpu_s FROM hours ORDER BY hour, tenant"
+        return [
+            HourUse(tenant=tenant, hour=hour, core_s=core_s, memory_byte_s=memory_byte_s, gpu_s=gpu_s)
+            for tenant, hour, core_s, memory_byte_s, gpu_s in self._rows(sql)
         ]
 
     def draining_nodes(self) -> set[NodeId]:

@@ -7,7 +7,6 @@ states again.
 
 import asyncio
 
-import msgspec
 import structlog
 
 from isthmus.core.clock import Clock
@@ -337,7 +336,7 @@ class Reconciling:
         if known is None or known.orders_to != node:
             return
         if known.usage != message.usage and known.state is LeaseState.ENDED:
-            self._ledger.amend(msgspec.structs.replace(known, usage=message.usage))
+            self._books.amend(known, message.usage)
 
     def _note_stray(self, node: NodeId, lease_id: LeaseId) -> None:
         if len(self._strays) < STRAYS_MAX:

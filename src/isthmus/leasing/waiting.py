@@ -1,13 +1,16 @@
-"""Requests that wait for capacity: bounded, first come first served within a tenant, turn by turn among
-tenants.
+"""Requests that wait for capacity: bounded; by priority and first come first served within a tenant, by
+priority, fair share and turn among tenants.
 
 Invariant: at most `limit` wait; a waiter is in the queue exactly as long as its answer is not set. Reserved
-requests come before others, so that what was cleared for them is not given away.
-Not here: who is served (`leasing.py` asks policy).
+requests, and those for whom others were asked to leave, come before all others, so that what was cleared for
+them is not given away.
+Not here: who is served, and where tenants stand (`granting.py` asks policy).
 """
 
 import asyncio
-from collections import deque
+import bisect
+import itertools
+from collections.abc import Callable
 
 from isthmus.core.errors import NoCapacityError
 from isthmus.core.ids import TenantId
@@ -18,11 +21,16 @@ from isthmus.policy.snapshot import Demand
 
 
 class Waiter:
-    """One waiting request. `answer` gets the granted leases, or the error that settles it."""
+    """One waiting request. `answer` gets the granted leases, or the error that settles it.
 
-    def __init__(self, demand: Demand, decision: Decision | None = None) -> None:
+    has_cleared   others were asked to leave for it
+    """
+
+    def __init__(self, demand: Demand, priority: int, decision: Decision | None = None) -> None:
         self.demand = demand
+        self.priority = priority
         self.decision = decision
+        self.has_cleared = decision is not None and bool(decision.evict)
         loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[tuple[Decision, list[Held]]] = loop.create_future()
 
@@ -34,14 +42,20 @@ class Waiter:
 class WaitingQueue:
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._by_tenant: dict[TenantId, deque[Waiter]] = {}
+        self._by_tenant: dict[TenantId, list[Waiter]] = {}
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def has(self, tenant: TenantId) -> bool:
-        return tenant in self._by_tenant
+    def first(self, tenant: TenantId) -> Waiter | None:
+        """The request of this tenant that is to be served next, if one waits."""
+        waiters = self._by_tenant.get(tenant)
+        return waiters[0] if waiters else None
+
+    def tenants(self, limit: int) -> tuple[TenantId, ...]:
+        """Some of those that wait, at most `limit`."""
+        return tuple(itertools.islice(self._by_tenant, limit))
 
     def add(self, waiter: Waiter) -> None:
         """Raises NoCapacityError when the queue is full: back-pressure is an answer."""
@@ -49,7 +63,8 @@ class WaitingQueue:
             raise NoCapacityError(
                 f"{self._count} requests wait already, as many as leasing.queue_max allows; try again later"
             )
-        self._by_tenant.setdefault(waiter.demand.tenant, deque()).append(waiter)
+        waiters = self._by_tenant.setdefault(waiter.demand.tenant, [])
+        bisect.insort(waiters, waiter, key=lambda one: -one.priority)
         self._count += 1
 
     def remove(self, waiter: Waiter) -> None:
@@ -62,16 +77,24 @@ class WaitingQueue:
         if not waiters:
             del self._by_tenant[waiter.demand.tenant]
 
-    def heads(self) -> list[Waiter]:
-        """The first of each tenant, in the order in which they are to be tried."""
+    def heads(self, level: Callable[[TenantId], float]) -> list[Waiter]:
+        """The first of each tenant, in the order in which they are to be served.
+
+        level   where a tenant stands by fair share: the lowest is served first
+        """
         heads = [waiters[0] for waiters in self._by_tenant.values()]
-        return sorted(heads, key=lambda waiter: waiter.demand.lease.lease_class is not LeaseClass.RESERVED)
+        return sorted(heads, key=lambda waiter: _order(waiter, level))
 
     def rotate(self, tenant: TenantId) -> None:
-        """This tenant was served: the others come first now."""
+        """This tenant was served: others that stand alike come first now."""
         waiters = self._by_tenant.pop(tenant, None)
         if waiters is not None:
             self._by_tenant[tenant] = waiters
 
     def all(self) -> list[Waiter]:
         return [waiter for waiters in self._by_tenant.values() for waiter in waiters]
+
+
+def _order(waiter: Waiter, level: Callable[[TenantId], float]) -> tuple[bool, int, float]:
+    is_awaited = waiter.has_cleared or waiter.demand.lease.lease_class is LeaseClass.RESERVED
+    return not is_awaited, -waiter.priority, level(waiter.demand.tenant)

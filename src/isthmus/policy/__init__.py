@@ -1,9 +1,10 @@
 """Pure decisions: rules from a TOML file, a snapshot, a demand in; grant, wait or deny with reasons out."""
 
-from isthmus.policy.decide import Candidate, Decision, Fired, decide
+from isthmus.policy.decide import Candidate, Decision, Fired, decide, priority
 from isthmus.policy.explain import in_words
+from isthmus.policy.loading import load_policies
 from isthmus.policy.replay import Change, Logged, Replay, replay
-from isthmus.policy.rules import ALLOW_ALL, PolicySet, load_policies
+from isthmus.policy.rules import ALLOW_ALL, PolicySet
 from isthmus.policy.snapshot import Demand, Snapshot, SnapshotRecord
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "decide",
     "in_words",
     "load_policies",
+    "priority",
     "replay",
 ]

@@ -11,7 +11,8 @@ How a decision over ten thousand nodes and fifty rules stays below a millisecond
    CANDIDATES_MAX best nodes; all of them denied, the next best follow, until the request is served or no node
    is left.
 
-Order of judgement: rules, class, pool, quota and caps, size, capacity, and for reserved leases preemption.
+Order of judgement: rules, class, pool, quota and caps, what is guaranteed to others, size, capacity, and
+where a rule, a guarantee or idleness allows it, preemption.
 
 Invariant: pure. The same arguments give the same decision, so the decision log can be replayed (`replay.py`).
 """
@@ -25,18 +26,20 @@ import numpy as np
 
 from isthmus.core.ids import LeaseId, NodeId
 from isthmus.core.model import LeaseClass, Record, Resources
-from isthmus.policy import limits, placement, variables
+from isthmus.policy import fairness, guarantees, limits, placement, variables
+from isthmus.policy.conditions import STATIC_NODE_FIELDS
+from isthmus.policy.fairness import STANDINGS_MAX, Standing
 from isthmus.policy.limits import Room
 from isthmus.policy.placement import FloatArray
-from isthmus.policy.preemption import victims
-from isthmus.policy.rules import STATIC_NODE_FIELDS, Allow, Cap, Deny, PolicySet, Prefer, Reclass, Rule
+from isthmus.policy.preemption import Wanted, victims
+from isthmus.policy.rules import Allow, Cap, Deny, Hurry, PolicySet, Prefer, Reclass, Rule
 from isthmus.policy.snapshot import Demand, IntArray, Snapshot
 
 CANDIDATES_MAX = 8  # nodes weighed one by one, and kept in the log
 SHAPES_MAX = 16
 HARVESTING_PLATFORMS: frozenset[str] = frozenset()  # none yet
 
-Block = Literal["", "rule", "class", "pool", "quota", "size", "capacity"]
+Block = Literal["", "rule", "class", "pool", "quota", "guarantee", "size", "capacity"]
 
 
 class Fired(Record, frozen=True):
@@ -62,6 +65,8 @@ class Decision(Record, frozen=True):
     blocked_by    what stood in the way of granting all
     evict         elastic leases to drain, so that this request can be served once they are gone
     nodes_fitting of nodes_total had room for at least one lease
+    priority      who has more is served before who has less; among equals the standings decide
+    standings     where the tenant stands by fair share, then others that wait, the next to be served first
     """
 
     outcome: Literal["grant", "wait", "deny"]
@@ -74,6 +79,8 @@ class Decision(Record, frozen=True):
     evict: tuple[LeaseId, ...] = ()
     nodes_total: int = 0
     nodes_fitting: int = 0
+    priority: int = 0
+    standings: tuple[Standing, ...] = ()
 
 
 def decide(policies: PolicySet, snapshot: Snapshot, demand: Demand) -> Decision:
@@ -81,16 +88,25 @@ def decide(policies: PolicySet, snapshot: Snapshot, demand: Demand) -> Decision:
     return _Judgement(policies, snapshot, demand).decision()
 
 
+def priority(policies: PolicySet, snapshot: Snapshot, demand: Demand) -> int:
+    """How urgent a request is, before anything else about it is decided: see `Decision.priority`."""
+    return _Judgement(policies, snapshot, demand).priority
+
+
 class _Judgement:
     """One decision in the making: what fired so far, and the context in which conditions are evaluated."""
 
     def __init__(self, policies: PolicySet, snapshot: Snapshot, demand: Demand) -> None:
+        self.policies = policies
         self.snapshot = snapshot
         self.demand = demand
+        self.standing = fairness.standing(policies, snapshot, demand.tenant)
+        self.priority = policies.terms_of(demand.tenant).priority
         self.resources: Resources = demand.lease.resources
         self.lease_class = demand.lease.lease_class
         self.reads = policies.reads
-        self.context = cel.Context(variables=variables.of_request(snapshot, demand, policies.reads))
+        shown = variables.of_request(snapshot, demand, self.standing.level, policies.reads)
+        self.context = cel.Context(variables=shown)
         self.fired: list[Fired] = []
         self.caps: list[Cap] = []
         self.may_preempt = False
@@ -98,6 +114,7 @@ class _Judgement:
         self.node_verdicts: list[Rule] = []  # allow/deny rules on nodes that come before that verdict
         self.node_preferences: list[Rule] = []
         self.bonus = 0.0
+        self.own = 0  # leases that are still within what the tenant is guaranteed
         self._evaluate_request_rules(policies)
 
     def decision(self) -> Decision:
@@ -111,17 +128,28 @@ class _Judgement:
         room = limits.room(self.snapshot, self.demand, self.caps)
         if room.never:
             return self._no("deny", "quota", room.reason)
+        room = self._lent(room)
         wanted = self.demand.lease.count
         least = wanted if self.demand.lease.together else 1
         if room.leases < least:
             return self._no("wait", room.block, room.reason)
         return self._place(min(wanted, room.leases), least, room)
 
+    def _lent(self, room: Room) -> Room:
+        """The room that others' guarantees leave."""
+        if not self.policies.guaranteed:
+            return room
+        self.own = guarantees.within(self.policies, self.snapshot, self.demand)
+        loan = guarantees.loan(self.policies, self.snapshot, self.demand, self.lease_class)
+        if loan is None or max(self.own, loan.leases) >= room.leases:
+            return room
+        return Room(max(self.own, loan.leases), False, "guarantee", loan.reason)
+
     # rules --------------------------------------------------------------------------------------------------
     def _evaluate_request_rules(self, policies: PolicySet) -> None:
         settled = False
         reclassed = False
-        for rule in policies.rules:
+        for rule in policies.on_requests:
             spec = rule.spec
             is_verdict = isinstance(spec, (Allow, Deny))
             if (is_verdict and settled) or (reclassed and isinstance(spec, Reclass)):
@@ -148,10 +176,13 @@ class _Judgement:
             case Cap():
                 self.caps.append(spec)
                 effect = f"capped per {spec.per}"
+            case Hurry():
+                self.priority += spec.by
+                effect = f"priority {spec.by:+d}"
             case Reclass():
                 effect = f"class {self.lease_class} became {spec.lease_class}"
                 self.lease_class = spec.lease_class
-        self.fired.append(Fired(rule=rule.name, action=_action(rule), effect=effect))
+        self.fired.append(Fired(rule=rule.name, action=rule.action, effect=effect))
 
     # nodes --------------------------------------------------------------------------------------------------
     def _place(self, wanted: int, least: int, room: Room) -> Decision:
@@ -166,7 +197,8 @@ class _Judgement:
             return self._yes(tuple(places), room, kept, len(fitting))
         block, reason = self._why_not(kept, len(fitting))
         outcome: Literal["wait", "deny"] = "deny" if block in ("size", "rule") else "wait"
-        evict = self._evict(least) if block == "capacity" else ()
+        missing = least - min(sum(candidate.slots for candidate in usable), least)
+        evict = self._evict(least, missing) if block == "capacity" else ()
         if evict:
             reason += f"; {len(evict)} {self._whom()} leases are asked to leave"
         return self._no(outcome, block, reason, kept, len(fitting), evict)
@@ -272,15 +304,37 @@ class _Judgement:
         free = int(self.snapshot.nodes.free_cores[self.snapshot.nodes.open].max())
         return "capacity", f"no node has room for {asked} now (most free cores on one node: {free})"
 
-    def _evict(self, least: int) -> tuple[LeaseId, ...]:
-        return victims(self.snapshot, self.resources, least, only_idle=not self._pushes())
+    def _evict(self, least: int, missing: int) -> tuple[LeaseId, ...]:
+        """Whom it may push out: elastic leases if a rule says so, of those who borrow what it is guaranteed,
+        or any that nobody calls.
+        """
+        pushes = self.lease_class is LeaseClass.RESERVED and self.may_preempt
+        reclaims = not pushes and least <= self.own
+        wanted = Wanted(
+            resources=self.resources,
+            missing=missing,
+            spared=self.demand.tenant if reclaims else None,
+            only_idle=not (pushes or reclaims),
+            may_use=self._may_use,
+        )
+        return victims(self.policies, self.snapshot, wanted)
 
-    def _pushes(self) -> bool:
-        """Whether it may push out leases that work; any request may have the place of idle ones."""
-        return self.lease_class is LeaseClass.RESERVED and self.may_preempt
+    def _may_use(self, row: int) -> bool:
+        """Whether rules let the request onto a node."""
+        if not self.node_verdicts:
+            return True
+        self._set_node(row)
+        return not self._verdict()
 
     def _whom(self) -> str:
-        return "elastic" if self._pushes() else "idle"
+        if self.lease_class is LeaseClass.RESERVED and self.may_preempt:
+            return "elastic"
+        return "borrowing" if self.own else "idle"
+
+    def _standings(self) -> tuple[Standing, ...]:
+        others = [tenant for tenant in self.snapshot.waiting if tenant != self.demand.tenant]
+        ranked = fairness.standings(self.policies, self.snapshot, others)
+        return (self.standing, *ranked[:STANDINGS_MAX])
 
     def _can_harvest(self) -> bool:
         return any(shape.platform in HARVESTING_PLATFORMS for shape in self.snapshot.nodes.shapes)
@@ -301,6 +355,8 @@ class _Judgement:
             candidates=candidates,
             nodes_total=len(self.snapshot.nodes.ids),
             nodes_fitting=fitting,
+            priority=self.priority,
+            standings=self._standings(),
         )
 
     def _no(
@@ -322,6 +378,8 @@ class _Judgement:
             evict=evict,
             nodes_total=len(self.snapshot.nodes.ids),
             nodes_fitting=fitting,
+            priority=self.priority,
+            standings=self._standings(),
         )
 
 
@@ -339,10 +397,6 @@ def _batches(scores: FloatArray) -> Iterator[list[int]]:
 
 def _weight(rule: Rule) -> float:
     return rule.spec.weight if isinstance(rule.spec, Prefer) else 0.0
-
-
-def _action(rule: Rule) -> str:
-    return str(type(rule.spec).__struct_config__.tag)
 
 
 def _refused(rule: Deny) -> str:

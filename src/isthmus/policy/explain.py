@@ -2,14 +2,21 @@
 
 from isthmus.core.units import format_bytes
 from isthmus.policy.decide import Decision
+from isthmus.policy.fairness import Standing
 from isthmus.policy.snapshot import Demand
 
-_BEFORE_NODES = ("class", "pool", "quota")
+_BEFORE_NODES = ("class", "pool", "quota", "guarantee")
 
 
 def in_words(demand: Demand, decision: Decision) -> tuple[str, ...]:
     """Lines for a person, most important first."""
-    return (_headline(demand, decision), *_rules(decision), *_nodes(decision), *_consequences(decision))
+    return (
+        _headline(demand, decision),
+        *_rules(decision),
+        *_nodes(decision),
+        *_consequences(decision),
+        *_turn(decision),
+    )
 
 
 def _headline(demand: Demand, decision: Decision) -> str:
@@ -59,3 +66,25 @@ def _nodes(decision: Decision) -> list[str]:
 
 def _consequences(decision: Decision) -> list[str]:
     return [f"Asked to leave for it: {', '.join(decision.evict)}."] if decision.evict else []
+
+
+def _turn(decision: Decision) -> list[str]:
+    """Fair share, in numbers: where the tenant stands, and who else waits."""
+    if not decision.standings:
+        return []
+    own, *others = decision.standings
+    priority = f", priority {decision.priority:+d}" if decision.priority else ""
+    lines = [f"Fair share: {_level(own)}{priority}; the lowest level is served first."]
+    for other in others:
+        turn = "before" if other.level < own.level else "after"
+        lines.append(f"  {turn} it waits {_level(other)}.")
+    return lines
+
+
+def _level(standing: Standing) -> str:
+    used = f" and used {standing.used:.2%} on average lately" if standing.used else ""
+    weight = f", weight {standing.weight:g}" if standing.weight != 1 else ""
+    return (
+        f"{standing.tenant} holds {standing.held:.2%} of the site's {standing.dominant}{used}{weight}: "
+        f"level {standing.level:.4f}"
+    )

@@ -18,7 +18,7 @@ class Room(NamedTuple):
 
     leases: int
     never: bool
-    block: Literal["quota", "pool"]
+    block: Literal["quota", "pool", "guarantee"]
     reason: str
 
 
@@ -41,6 +41,8 @@ def room(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Room:
         fitting = max(limit.limit - limit.held, 0) // limit.need
         if fitting < best.leases:
             best = Room(fitting, limit.limit // limit.need < least, "quota", _reason(limit))
+    for reason in _spent(snapshot, demand, caps):
+        best = min(best, Room(0, False, "quota", reason), key=lambda room: room.leases)
     return best
 
 
@@ -92,6 +94,20 @@ def _four(
         yield _Limit(whose, "GPUs", gpus, held.gpus, resources.gpus)
     if leases:
         yield _Limit(whose, "leases", leases, held.leases, 1)
+
+
+def _spent(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Iterator[str]:
+    """Why no core-hours are left, for each limit on them that is reached."""
+    quota = demand.quota
+    limits = [(f"tenant {demand.tenant}", quota.core_hours, quota.window_h)]
+    limits += [(f"rule {cap.name!r}, per {cap.per}", cap.core_hours, cap.window_h) for cap in caps]
+    for whose, core_hours, window_h in limits:
+        spent = snapshot.spent_core_h.get(window_h, 0.0)
+        if core_hours and spent >= core_hours:
+            yield (
+                f"{whose} may use {core_hours:g} core-hours in {window_h} h and used {spent:.1f}; "
+                "more when its older use is past"
+            )
 
 
 def _held(snapshot: Snapshot, demand: Demand, cap: Cap) -> Holding:

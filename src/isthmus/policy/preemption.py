@@ -1,64 +1,210 @@
-"""Choose the elastic leases that make room for another: for a reserved one any, for others idle ones.
+"""Choose the elastic leases that make room for another request.
 
-Invariant: pure; as few leases as a greedy choice gives, youngest first (they lose the least work), and leases
-that are leaving anyway are counted before any further one is asked to go.
+Whose: leases that nobody calls before those that work; of the tenant that stands highest (`fairness.py`)
+first, and of one tenant the youngest first, because they lose the least work. Where: on the node where that
+hurts least. Leases that are leaving anyway are counted before any further one is asked to go, and no tenant
+that works is pushed below what it is guaranteed.
+
+Invariant: pure; what is chosen makes room for all that is missing, or nothing is chosen.
 """
 
-from isthmus.core.ids import LeaseId
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from isthmus.core.ids import LeaseId, NodeId, TenantId
 from isthmus.core.model import Resources
-from isthmus.policy.snapshot import Preemptible, Snapshot
+from isthmus.policy import fairness, guarantees
+from isthmus.policy.rules import PolicySet
+from isthmus.policy.snapshot import Holding, Preemptible, Snapshot
+
+NODES_MAX = 64  # weighed against each other, beyond one for each lease that is missing
+
+Need = tuple[int, int, int]  # cores, bytes of memory, GPUs
 
 
-def victims(
-    snapshot: Snapshot, resources: Resources, count: int, only_idle: bool = False
-) -> tuple[LeaseId, ...]:
-    """Leases to drain so that `count` leases of `resources` fit; empty when that cannot be reached (or needs
-    none).
+class Wanted(NamedTuple):
+    """missing   leases of `resources` for which there is no room
+    spared    a tenant that loses nothing that works: the one that asks for what it is guaranteed
+    only_idle no lease that works is asked to go
+    may_use   whether the request may be placed on a row of the node table
     """
-    by_node: dict[str, list[Preemptible]] = {}
-    for lease in snapshot.preemptible:
-        if only_idle and not (lease.idle or lease.leaving):
-            continue
-        by_node.setdefault(lease.node, []).append(lease)
+
+    resources: Resources
+    missing: int
+    spared: TenantId | None
+    only_idle: bool
+    may_use: Callable[[int], bool]
+
+
+class _Plan(NamedTuple):
+    """What one more lease on a node costs: leases to push out, and leases leaving already."""
+
+    evicted: tuple[Preemptible, ...]
+    used_up: frozenset[LeaseId]
+
+
+def victims(policies: PolicySet, snapshot: Snapshot, wanted: Wanted) -> tuple[LeaseId, ...]:
+    """Leases to drain so that everything missing fits; empty when that cannot be reached, or needs none."""
+    tenants = _Tenants(policies, snapshot)
+    nodes = _nodes(snapshot, wanted, tenants)
+    plans = {row: node.plan(tenants) for row, node in nodes.items()}
     chosen: list[LeaseId] = []
-    found = 0
-    for row, node in enumerate(snapshot.nodes.ids):
-        if not snapshot.nodes.open[row]:
-            continue
-        free = [
-            int(snapshot.nodes.free_cores[row]),
-            int(snapshot.nodes.free_memory_bytes[row]),
-            int(snapshot.nodes.free_gpus[row]),
-        ]
-        waiting = sorted(
-            by_node.get(node, ()), key=lambda lease: (not lease.leaving, -lease.created_s, lease.lease)
+    for _ in range(wanted.missing):
+        best = min(
+            ((tenants.harm(plan), row, plan) for row, plan in plans.items() if plan is not None),
+            key=lambda one: one[:2],
+            default=None,
         )
-        found, taken = _clear(free, waiting, resources, found, count)
-        chosen += taken
-        if found >= count:
-            return tuple(chosen)
-    return ()
+        if best is None:
+            return ()
+        _, row, plan = best
+        for lease in plan.evicted:
+            tenants.take(lease)
+        nodes[row].carry_out(plan)
+        chosen += [lease.lease for lease in plan.evicted]
+        hurt = {lease.tenant for lease in plan.evicted}
+        for other, node in nodes.items():
+            if other == row or node.concerns(hurt):
+                plans[other] = node.plan(tenants)
+    return tuple(chosen)
 
 
-def _clear(
-    free: list[int], waiting: list[Preemptible], resources: Resources, found: int, count: int
-) -> tuple[int, list[LeaseId]]:
-    """Empty one node lease by lease while that makes room; leases that would not help are kept."""
-    need = (resources.cores, resources.memory_bytes, resources.gpus)
-    kept: list[LeaseId] = []
-    pending: list[LeaseId] = []
-    queue = list(waiting)
-    while found < count:
-        if all(have >= want for have, want in zip(free, need, strict=True)):
-            free = [have - want for have, want in zip(free, need, strict=True)]
-            found += 1
-            kept += pending
-            pending = []
-        elif queue:
-            lease = queue.pop(0)
-            free = [free[0] + lease.cores, free[1] + lease.memory_bytes, free[2] + lease.gpus]
+class _Tenants:
+    """How high each tenant stands, and how much may be taken from it, as the plan unfolds."""
+
+    def __init__(self, policies: PolicySet, snapshot: Snapshot) -> None:
+        self._policies = policies
+        self._snapshot = snapshot
+        self._held: dict[TenantId, Holding] = {}
+        self._levels: dict[TenantId, float] = {}
+
+    def level(self, tenant: TenantId) -> float:
+        if tenant not in self._levels:
+            self._levels[tenant] = fairness.level(self._policies, self._snapshot, tenant, self.held(tenant))
+        return self._levels[tenant]
+
+    def held(self, tenant: TenantId) -> Holding:
+        return self._held.get(tenant) or self._snapshot.tenants.get(tenant, Holding())
+
+    def may_lose(self, tenant: TenantId, lost: Need) -> bool:
+        own = self._policies.terms.get(tenant)
+        loss = Holding(cores=lost[0], memory_bytes=lost[1], gpus=lost[2])
+        return own is None or guarantees.keeps(own.guarantee, self.held(tenant), loss)
+
+    def take(self, lease: Preemptible) -> None:
+        held = self.held(lease.tenant)
+        self._held[lease.tenant] = Holding(
+            cores=held.cores - lease.cores,
+            memory_bytes=held.memory_bytes - lease.memory_bytes,
+            gpus=held.gpus - lease.gpus,
+            leases=held.leases - 1,
+        )
+        self._levels.pop(lease.tenant, None)
+
+    def harm(self, plan: _Plan) -> tuple[float, int]:
+        """What hurts less sorts first: who is pushed out stands high, and they are few."""
+        levels = (self.level(lease.tenant) for lease in plan.evicted if not lease.idle)
+        return -min(levels, default=float("inf")), len(plan.evicted)
+
+
+class _Node:
+    """A node that may be cleared: what is free on it, and whose leases could go."""
+
+    def __init__(self, free: Need, leases: list[Preemptible], need: Need) -> None:
+        self._free = free
+        self._leases = leases
+        self._need = need
+
+    def concerns(self, tenants: set[TenantId]) -> bool:
+        return any(lease.tenant in tenants for lease in self._leases)
+
+    def plan(self, tenants: _Tenants) -> _Plan | None:
+        """The leases to push out for one more; None when all of them are not enough."""
+        free, evicted, used_up = self._free, list[Preemptible](), set[LeaseId]()
+        lost: dict[TenantId, Need] = {}
+        order = sorted(
+            self._leases,
+            key=lambda one: (
+                not one.leaving,
+                not one.idle,
+                -tenants.level(one.tenant),
+                -one.created_s,
+                one.lease,
+            ),
+        )
+        for lease in order:
+            if _fits(self._need, free):
+                break
+            taken = _sum(lost.get(lease.tenant, (0, 0, 0)), _size(lease))
+            if not (lease.leaving or lease.idle) and not tenants.may_lose(lease.tenant, taken):
+                continue
+            free = _sum(free, _size(lease))
+            used_up.add(lease.lease)
             if not lease.leaving:
-                pending.append(lease.lease)
-        else:
-            break
-    return found, kept
+                lost[lease.tenant] = taken
+                evicted.append(lease)
+        return _Plan(tuple(evicted), frozenset(used_up)) if _fits(self._need, free) else None
+
+    def carry_out(self, plan: _Plan) -> None:
+        freed = [_size(lease) for lease in self._leases if lease.lease in plan.used_up]
+        self._leases = [lease for lease in self._leases if lease.lease not in plan.used_up]
+        for size in freed:
+            self._free = _sum(self._free, size)
+        self._free = (
+            self._free[0] - self._need[0],
+            self._free[1] - self._need[1],
+            self._free[2] - self._need[2],
+        )
+
+
+def _nodes(snapshot: Snapshot, wanted: Wanted, tenants: _Tenants) -> dict[int, _Node]:
+    """The nodes to weigh, by row: those whose leases belong to the tenants standing highest come first."""
+    table = snapshot.nodes
+    need = (wanted.resources.cores, wanted.resources.memory_bytes, wanted.resources.gpus)
+    by_node: dict[NodeId, list[Preemptible]] = {}
+    leases_by_level = sorted(
+        snapshot.preemptible, key=lambda one: (not one.leaving, not one.idle, -tenants.level(one.tenant))
+    )
+    for lease in leases_by_level:
+        works = not lease.leaving and not lease.idle
+        if not works or not (wanted.only_idle or lease.tenant == wanted.spared):
+            by_node.setdefault(lease.node, []).append(lease)
+    nodes: dict[int, _Node] = {}
+    for name, leases in by_node.items():
+        row = table.index.get(name)
+        if row is None or not table.open[row]:
+            continue
+        slots = _slots(table.free_cores[row], table.free_memory_bytes[row], table.free_gpus[row], need)
+        free = (  # without what the request has there already
+            int(table.free_cores[row]) - slots * need[0],
+            int(table.free_memory_bytes[row]) - slots * need[1],
+            int(table.free_gpus[row]) - slots * need[2],
+        )
+        if _fits(need, _total(free, leases)) and wanted.may_use(row):
+            nodes[row] = _Node(free, leases, need)
+            if len(nodes) >= NODES_MAX + wanted.missing:
+                break
+    return dict(sorted(nodes.items()))
+
+
+def _slots(cores: int, memory_bytes: int, gpus: int, need: Need) -> int:
+    slots = min(cores // need[0], memory_bytes // need[1])
+    return max(int(min(slots, gpus // need[2]) if need[2] else slots), 0)
+
+
+def _total(free: Need, leases: Iterable[Preemptible]) -> Need:
+    for lease in leases:
+        free = _sum(free, _size(lease))
+    return free
+
+
+def _size(lease: Preemptible) -> Need:
+    return lease.cores, lease.memory_bytes, lease.gpus
+
+
+def _sum(one: Need, other: Need) -> Need:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+
+
+def _fits(need: Need, free: Need) -> bool:
+    return need[0] <= free[0] and need[1] <= free[1] and need[2] <= free[2]

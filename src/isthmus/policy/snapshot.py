@@ -48,6 +48,15 @@ class Pool(Record, frozen=True):
         return self.held.leases
 
 
+class Used(Record, frozen=True):
+    """What a tenant was billed until `at_s`, older use counting less (`fairness.py`)."""
+
+    core_s: float = 0.0
+    memory_byte_s: float = 0.0
+    gpu_s: float = 0.0
+    at_s: float = 0.0
+
+
 class Preemptible(Record, frozen=True):
     """An elastic lease that another may push out: a reserved one any, an elastic one only an `idle` one
     (no call for a while); `leaving` when that has already begun.
@@ -61,6 +70,7 @@ class Preemptible(Record, frozen=True):
     created_s: float
     leaving: bool = False
     idle: bool = False
+    tenant: TenantId = TenantId("")
 
 
 class NodeRow(Record, frozen=True):
@@ -109,6 +119,10 @@ class SnapshotRecord(Record, frozen=True):
     pools: dict[str, Pool]
     clock_s: float
     preemptible: tuple[Preemptible, ...] = ()
+    used: dict[TenantId, Used] = msgspec.field(default_factory=dict)
+    waiting: tuple[TenantId, ...] = ()
+    spent_core_h: dict[int, float] = msgspec.field(default_factory=dict)
+    signals: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class NodeTable:
@@ -129,6 +143,11 @@ class NodeTable:
         shapes: dict[Shape, int] = {}
         self.shape = _column(shapes.setdefault(_shape(row), len(shapes)) for row in rows)
         self.shapes: list[Shape] = list(shapes)
+        self.total = Holding(
+            cores=int(self.cores.sum()),
+            memory_bytes=int(self.memory_bytes.sum()),
+            gpus=int(self.gpus.sum()),
+        )
 
     def take(self, node: NodeId, resources: Resources, sign: int = 1) -> None:
         """Book one lease on a node; sign=-1 gives it back. A node that left the platform is ignored."""
@@ -159,13 +178,23 @@ class NodeTable:
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a decision may know."""
+    """All that a decision may know.
+
+    used          what tenants were billed lately
+    waiting       tenants with a request in the queue
+    spent_core_h  core-hours that the asking tenant was billed within the last N hours, by N
+    signals       what the site's source of signals says now: carbon, price, ...
+    """
 
     nodes: NodeTable
     tenants: Mapping[TenantId, Holding]
     pools: Mapping[str, Pool]
     clock_s: float
     preemptible: tuple[Preemptible, ...] = ()
+    used: Mapping[TenantId, Used] = msgspec.field(default_factory=dict)
+    waiting: tuple[TenantId, ...] = ()
+    spent_core_h: Mapping[int, float] = msgspec.field(default_factory=dict)
+    signals: Mapping[str, float] = msgspec.field(default_factory=dict)
 
     def record(self) -> SnapshotRecord:
         return SnapshotRecord(
@@ -174,6 +203,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             pools=dict(self.pools),
             clock_s=self.clock_s,
             preemptible=self.preemptible,
+            used=dict(self.used),
+            waiting=self.waiting,
+            spent_core_h=dict(self.spent_core_h),
+            signals=dict(self.signals),
         )
 
 
@@ -184,6 +217,10 @@ def from_record(record: SnapshotRecord) -> Snapshot:
         pools=record.pools,
         clock_s=record.clock_s,
         preemptible=record.preemptible,
+        used=record.used,
+        waiting=record.waiting,
+        spent_core_h=record.spent_core_h,
+        signals=record.signals,
     )
 
 

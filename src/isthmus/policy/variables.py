@@ -1,13 +1,14 @@
-"""What conditions may read, built from a snapshot and a demand: `request`, `tenant`, `node`, `pool`, `clock`.
+"""What conditions may read, built from a snapshot and a demand: `request`, `tenant`, `node`, `pool`, `clock`,
+`signal`.
 
-Invariant: names and types here are those that `rules.FIELDS` lists; only the fields that some rule reads are
-built, because the CEL library copies each of them.
+Invariant: names and types here are those that `conditions.FIELDS` lists; only the fields that some rule reads
+are built, because the CEL library copies each of them.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
-from isthmus.policy.rules import STATIC_NODE_FIELDS
+from isthmus.policy.conditions import OPEN_VARIABLES, STATIC_NODE_FIELDS
 from isthmus.policy.snapshot import Demand, Holding, NodeTable, Pool, Shape, Snapshot
 
 _COLUMNS = {"memory": "memory_bytes", "free_memory": "free_memory_bytes"}  # what rules call them: what we do
@@ -36,21 +37,28 @@ def _of_shape(shape: Shape, field: str) -> Any:
     return dict(shape.labels) if field == "labels" else getattr(shape, _COLUMNS.get(field, field))
 
 
-def of_request(snapshot: Snapshot, demand: Demand, reads: dict[str, frozenset[str]]) -> dict[str, Any]:
-    """What conditions do read of what they may: a variable costs time in proportion to its fields."""
-    everything = _everything(snapshot, demand) if reads else {}
-    return {
+def of_request(
+    snapshot: Snapshot, demand: Demand, level: float, reads: dict[str, frozenset[str]]
+) -> dict[str, Any]:
+    """What conditions do read of what they may: a variable costs time in proportion to its fields.
+
+    level   where the tenant stands (`fairness.py`)
+    """
+    everything = _everything(snapshot, demand, level) if reads else {}
+    shown: dict[str, Any] = {
         root: {field: everything[root][field] for field in fields}
         for root, fields in reads.items()
-        if root != "node"
+        if root != "node" and root not in OPEN_VARIABLES
     }
+    if "signal" in reads:
+        shown["signal"] = dict(snapshot.signals)
+    return shown
 
 
-def _everything(snapshot: Snapshot, demand: Demand) -> dict[str, dict[str, Any]]:
+def _everything(snapshot: Snapshot, demand: Demand, level: float) -> dict[str, dict[str, Any]]:
     lease = demand.lease
     holding = snapshot.tenants.get(demand.tenant, Holding())
     pool = snapshot.pools.get(lease.pool, Pool())
-    minutes = int(snapshot.clock_s // 60)
     return {
         "request": {
             "cores": lease.resources.cores,
@@ -72,12 +80,19 @@ def _everything(snapshot: Snapshot, demand: Demand) -> dict[str, dict[str, Any]]
             "memory": holding.memory_bytes,
             "gpus": holding.gpus,
             "leases": holding.leases,
+            "level": level,
         },
         "pool": {"name": lease.pool, "leases": pool.leases, "minimum": pool.minimum, "maximum": pool.maximum},
-        "clock": {  # UTC; weekday 0 is Monday (1970-01-01 was a Thursday)
-            "epoch_s": snapshot.clock_s,
-            "hour": minutes // 60 % 24,
-            "minute": minutes % 60,
-            "weekday": (minutes // 1440 + 3) % 7,
-        },
+        "clock": of_clock(snapshot.clock_s),
+    }
+
+
+def of_clock(clock_s: float) -> dict[str, Any]:
+    """`clock`, in UTC; weekday 0 is Monday (1970-01-01 was a Thursday)."""
+    minutes = int(clock_s // 60)
+    return {
+        "epoch_s": clock_s,
+        "hour": minutes // 60 % 24,
+        "minute": minutes % 60,
+        "weekday": (minutes // 1440 + 3) % 7,
     }

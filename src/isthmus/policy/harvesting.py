@@ -1,0 +1,115 @@
+"""How much of what a batch job holds and does not use may be harvested: `consent(...) -> Consent`.
+
+    protect rules first: one that matches ends it.
+    harvest rules then: all that match limit it; none that matches means none, unless the job lends itself.
+
+What is asked about is the total: what may be harvested of the job, with what is harvested of it already.
+
+Invariant: pure; the answer is at most the slack. Not here: measuring slack, and taking it (`isthmus.node`).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import cel
+
+from isthmus.core.model import Record
+from isthmus.policy import variables
+from isthmus.policy.rules import Harvest, PolicySet, Protect, Rule
+from isthmus.policy.snapshot import Holding
+
+
+class Job(Record, frozen=True):
+    """A batch job as rules see it. `lends`: its owner lends what it does not use."""
+
+    id: str
+    name: str = ""
+    user: str = ""
+    account: str = ""
+    partition: str = ""
+    qos: str = ""
+    cores: int = 0
+    memory_bytes: int = 0
+    gpus: int = 0
+    lends: bool = False
+
+
+class Moment(NamedTuple):
+    """What else rules may read."""
+
+    clock_s: float
+    signals: Mapping[str, float]
+
+
+class Consent(NamedTuple):
+    """What may be harvested in all, and why not more."""
+
+    amount: Holding
+    reason: str
+
+
+NOTHING = Holding()
+
+
+def consent(
+    policies: PolicySet, job: Job, slack: Holding, harvested: Mapping[tuple[str, str], Holding], now: Moment
+) -> Consent:
+    """
+    slack      what the job holds and does not use itself, what is harvested of it included
+    harvested  by ("job", id), ("user", name) and ("partition", name): what is harvested of each now
+    """
+    context = cel.Context(variables=_shown(job, now))
+    rules = [rule for rule in policies.on_jobs if rule.matches(context)]
+    for rule in rules:
+        if isinstance(rule.spec, Protect):
+            return Consent(NOTHING, f"rule {rule.name!r} protects it" + _said(rule))
+    if not rules:
+        if job.lends:
+            return Consent(slack, "its owner lends what it does not use")
+        return Consent(NOTHING, "no rule lets it be harvested")
+    amount, reason = slack, "all that it does not use"
+    for rule in rules:
+        limited = _limited(rule.spec, job, slack, harvested)
+        lower = _least(amount, limited)
+        if lower != amount:
+            amount, reason = lower, f"rule {rule.name!r} limits it" + _said(rule)
+    return Consent(amount, reason)
+
+
+def _shown(job: Job, now: Moment) -> dict[str, Any]:
+    shown = {field: getattr(job, field) for field in job.__struct_fields__}
+    shown["memory"] = shown.pop("memory_bytes")
+    return {"job": shown, "clock": variables.of_clock(now.clock_s), "signal": dict(now.signals)}
+
+
+def _limited(spec: object, job: Job, slack: Holding, harvested: Mapping[tuple[str, str], Holding]) -> Holding:
+    """What one rule leaves of the slack."""
+    assert isinstance(spec, Harvest)
+    own = harvested.get(("job", job.id), NOTHING)
+    whose = {"job": job.id, "user": job.user, "partition": job.partition}[spec.per]
+    all_of_them = harvested.get((spec.per, whose), own)
+    return Holding(
+        cores=_share(slack.cores, spec.share, spec.cores, all_of_them.cores - own.cores),
+        memory_bytes=_share(
+            slack.memory_bytes, spec.share, spec.memory_bytes, all_of_them.memory_bytes - own.memory_bytes
+        ),
+        gpus=_share(slack.gpus, spec.share, spec.gpus, all_of_them.gpus - own.gpus),
+    )
+
+
+def _share(slack: int, share: float, cap: int, others: int) -> int:
+    """Part of the slack, within what others leave of a cap (0: none)."""
+    part = int(slack * share)
+    return max(min(part, cap - others), 0) if cap else part
+
+
+def _least(one: Holding, other: Holding) -> Holding:
+    return Holding(
+        cores=min(one.cores, other.cores),
+        memory_bytes=min(one.memory_bytes, other.memory_bytes),
+        gpus=min(one.gpus, other.gpus),
+    )
+
+
+def _said(rule: Rule) -> str:
+    return f": {rule.spec.message}" if rule.spec.message else ""

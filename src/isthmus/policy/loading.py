@@ -1,0 +1,173 @@
+"""Read a policy file: TOML with [[rule]] tables, [fair] and [tenants.NAME].
+
+Invariant: pure; every error is a PolicyError that names the file and the line. Not here: what rules and
+tables mean (`rules.py`, `terms.py`) and how conditions are checked (`conditions.py`).
+"""
+
+import re
+import tomllib
+from typing import Any, TypeVar
+
+import msgspec
+
+from isthmus.core.errors import PolicyError
+from isthmus.core.ids import TenantId
+from isthmus.policy.conditions import FIELDS, OPEN_VARIABLES, STATIC_NODE_FIELDS, compile_condition
+from isthmus.policy.rules import RULES_MAX, PolicySet, Rule, Spec
+from isthmus.policy.terms import Fair, Terms
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_KEYS = ("rule", "fair", "tenants")
+_HEADER = re.compile(r"\s*\[\[\s*rule\s*\]\]")
+
+
+def load_policies(text: str, source: str = "policy.toml") -> PolicySet:
+    """Compile a policy file's text. Raises PolicyError naming `source` and the line, nothing else."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        raise PolicyError(f"{source}:{line[1] if line else text.count(chr(10)) + 1}: {error}") from error
+    tables = _rule_tables(tree, text, source)
+    lines = _header_lines(text)
+    rules = [_compile(table, text, line, source) for table, line in zip(tables, lines, strict=False)]
+    _refuse_duplicates(rules, source)
+    ordered = tuple(sorted(rules, key=lambda rule: -rule.spec.priority))
+    on_requests = tuple(rule for rule in ordered if "job" not in rule.spec.may_read)
+    return PolicySet(
+        rules=ordered,
+        on_requests=on_requests,
+        on_jobs=tuple(rule for rule in ordered if "job" in rule.spec.may_read),
+        fair=_table(tree.get("fair", {}), Fair, "fair", text, source),
+        terms=_terms(tree, text, source),
+        source=source,
+        text=text,
+        reads=_union_of_reads(on_requests),
+    )
+
+
+def _union_of_reads(rules: tuple[Rule, ...]) -> dict[str, frozenset[str]]:
+    union = {root: frozenset[str]().union(*(rule.reads.get(root, ()) for rule in rules)) for root in FIELDS}
+    return {
+        root: FIELDS[root] if "" in names and root not in OPEN_VARIABLES else names
+        for root, names in union.items()
+        if names
+    }
+
+
+# tables -----------------------------------------------------------------------------------------------------
+def _terms(tree: dict[str, Any], text: str, source: str) -> dict[TenantId, Terms]:
+    tables = tree.get("tenants", {})
+    if not isinstance(tables, dict):
+        raise PolicyError(f"{source}:{_key_line(text, 1, 'tenants')}: write each tenant as [tenants.NAME]")
+    return {
+        TenantId(name): _table(table, Terms, f"tenants.{name}", text, source)
+        for name, table in tables.items()
+    }
+
+
+def _table(tree: Any, into: type[T], path: str, text: str, source: str) -> T:
+    try:
+        return msgspec.convert(tree, into)
+    except msgspec.ValidationError as error:
+        start = _table_line(text, path)
+        keys = re.findall(r"\.(\w+)", str(error).rpartition("`$")[2]) or re.findall(
+            r"field `(\w+)`", str(error)
+        )
+        line = _key_line(text, start, keys[-1]) if keys else start
+        raise PolicyError(f"{source}:{line}: {path}: {error}") from error
+
+
+def _table_line(text: str, path: str) -> int:
+    """The line of `[path]`, in whatever way the file writes it; 1 where it cannot be found."""
+    words = [re.escape(word) for word in path.split(".")]
+    header = re.compile(r"\s*\[\s*" + r"\s*\.\s*".join(f"[\"']?{word}[\"']?" for word in words) + r"\s*\]")
+    lines = text.splitlines()
+    exact = [number for number, line in enumerate(lines, 1) if header.match(line)]
+    return exact[0] if exact else _key_line(text, 1, path.split(".")[0])
+
+
+# rules ------------------------------------------------------------------------------------------------------
+def _rule_tables(tree: dict[str, Any], text: str, source: str) -> list[dict[str, Any]]:
+    for key in tree:
+        if key not in _KEYS:
+            raise PolicyError(
+                f"{source}:{_key_line(text, 1, key)}: unknown key {key!r}; "
+                "a policy file holds [[rule]] tables, [fair] and [tenants.NAME]"
+            )
+    tables = tree.get("rule", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise PolicyError(f"{source}:{_key_line(text, 1, 'rule')}: write each rule as a [[rule]] table")
+    if len(_header_lines(text)) != len(tables):
+        raise PolicyError(
+            f"{source}:1: write each rule as a [[rule]] table with its header on a line of its own"
+        )
+    if len(tables) > RULES_MAX:
+        raise PolicyError(f"{source}:{_header_lines(text)[RULES_MAX]}: more than {RULES_MAX} rules")
+    return tables
+
+
+def _header_lines(text: str) -> list[int]:
+    return [number for number, line in enumerate(text.splitlines(), 1) if _HEADER.match(line)]
+
+
+def _key_line(text: str, start: int, key: str) -> int:
+    """The line of `key = ...` (or its table) at or after line `start`; `start` where it cannot be found."""
+    pattern = re.compile(rf"\s*(?:\[+\s*)?[\"']?{re.escape(key)}\b")
+    for number, line in enumerate(text.splitlines()[start - 1 :], start):
+        if number > start and _HEADER.match(line) and key != "rule":
+            break
+        if pattern.match(line):
+            return number
+    return start
+
+
+def _compile(table: dict[str, Any], text: str, line: int, source: str) -> Rule:
+    try:
+        spec = msgspec.convert(table, Spec)
+    except msgspec.ValidationError as error:
+        raise PolicyError(
+            f"{source}:{_blamed_line(text, line, str(error), table)}: {_where(table)}{error}"
+        ) from error
+    where = f"{source}:{_key_line(text, line, 'when')}: rule {spec.name!r}: "
+    program, reads = compile_condition(spec.when, where)
+    foreign = sorted(set(reads) - spec.may_read)
+    if foreign:
+        raise PolicyError(f"{where}{_cannot_read(table['then'], foreign[0], spec.may_read)}")
+    return Rule(
+        spec=spec,
+        program=program,
+        reads=reads,
+        reads_node="node" in reads,
+        per_shape="node" in reads and reads["node"] <= STATIC_NODE_FIELDS,
+        line=line,
+    )
+
+
+def _cannot_read(then: str, variable: str, may_read: frozenset[str]) -> str:
+    if variable == "node" and "request" in may_read:
+        return f"a {then!r} rule is applied before a node is chosen; it cannot read node"
+    return f"a {then!r} rule cannot read {variable}; it reads {', '.join(sorted(may_read))}"
+
+
+def _where(table: dict[str, Any]) -> str:
+    return f"rule {table['name']!r}: " if isinstance(table.get("name"), str) else "rule without a name: "
+
+
+def _blamed_line(text: str, line: int, message: str, table: dict[str, Any]) -> int:
+    """msgspec names the key in its message: ``unknown field `x` `` or ``at `$.x` ``."""
+    blamed = re.search(r"field `(\w+)`|`\$\.(\w+)`", message)
+    if blamed:
+        return _key_line(text, line, blamed[1] or blamed[2])
+    return _key_line(text, line, "then") if "then" in table else line
+
+
+def _refuse_duplicates(rules: list[Rule], source: str) -> None:
+    seen: dict[str, int] = {}
+    for rule in rules:
+        if rule.name in seen:
+            raise PolicyError(
+                f"{source}:{rule.line}: rule {rule.name!r} was already defined in line {seen[rule.name]}"
+            )
+        seen[rule.name] = rule.line
