@@ -116,6 +116,9 @@ class JobsSettings(Section, frozen=True):
     attempts_max: Annotated[int, Meta(ge=1)] = 1000
     """Starts of one durable call, evictions included, before it fails for good."""
 
+    tenant_bytes_max: Annotated[int, Meta(ge=2**20)] = 16 * 2**30
+    """Bytes of disk for one tenant's durable calls and their results; beyond it further ones are refused."""
+
 
 class ClientSettings(Section, frozen=True):
     site: str = ""
@@ -146,7 +149,7 @@ class SshSettings(Section, frozen=True):
     nodes reach it. Its sshd must allow `GatewayPorts clientspecified`. Empty: nodes reach the site."""
 
     setup: str = ""
-    """Line of shell to run there before Slurm's commands, like "module load slurm". Empty: they are on PATH."""
+    """Shell line to run there before Slurm's commands, like "module load slurm". Empty: they are on PATH."""
 
     connect_s: Annotated[float, Meta(gt=0)] = 15.0
     """How long the connection may take to come about. Shorter: a slow login node looks like none."""
@@ -224,7 +227,7 @@ class SlurmSettings(Section, frozen=True):
     """Where agents keep their state, as compute nodes see it. Empty: in the site's state directory."""
 
     site_url: str = ""
-    """Where agents dial the site, "http://HOST:PORT", if not where it listens. Compute nodes must reach it."""
+    """Where agents dial the site, "http://HOST:PORT", if not where it listens: nodes must reach it."""
 
     ssh: SshSettings = SshSettings()
     rest: RestSettings = RestSettings()

@@ -128,7 +128,7 @@ def _build(
     stack.callback(keys.close)
     ledger = Ledger(state / "ledger.sqlite3")
     stack.callback(ledger.close)
-    calls = CallStore(state / "calls.sqlite3", settings.leasing.history_s)
+    calls = CallStore(state / "calls.sqlite3", settings.leasing.history_s, settings.jobs.tenant_bytes_max)
     stack.callback(calls.close)
     own_key(keys, state / KEY_FILE)
     site_key, join_key = keep_secret(state / "site.key"), keep_secret(state / "join.key")

@@ -29,8 +29,10 @@ from isthmus.fabric.codec import decode_error
 from isthmus.fabric.frames import Kind, Welcome
 from isthmus.fabric.sockets import SocketDomain
 from isthmus.services.jobs import CallStore, Jobs, Relay
+from isthmus.services.jobs.store import Ending
 
 RESULT_BYTES_MAX = 100_000
+TENANT_BYTES_MAX = 2**20
 ADA = Principal(tenant=TenantId("ada"))
 BOB = Principal(tenant=TenantId("bob"))
 
@@ -151,7 +153,7 @@ def call(meta: bytes, data: bytes = b"payload", **more) -> DurableCall:
 
 @asynccontextmanager
 async def running(tmp_path, leases: Leases, **settings) -> AsyncIterator[Jobs]:
-    store = CallStore(tmp_path / "calls.sqlite3", history_s=1000.0)
+    store = CallStore(tmp_path / "calls.sqlite3", history_s=1000.0, tenant_bytes_max=TENANT_BYTES_MAX)
     relay = Relay(RESULT_BYTES_MAX)
     jobs = Jobs(JobsSettings(**settings), leases, store, relay, SystemClock(), lambda tenant: Quota())
     loop = asyncio.create_task(jobs.run())
@@ -335,7 +337,7 @@ def test_a_restarted_site_runs_what_was_queued_and_what_was_running(tmp_path):
         async with running(tmp_path, Leases(tmp_path, slots=0)) as jobs:
             queued = await jobs.submit(ADA, call(b"echo", b"queued"))
             was_running = await jobs.submit(ADA, call(b"echo", b"running"))
-        store = CallStore(tmp_path / "calls.sqlite3", history_s=1000.0)
+        store = CallStore(tmp_path / "calls.sqlite3", history_s=1000.0, tenant_bytes_max=TENANT_BYTES_MAX)
         assert store.start(was_running.call, LeaseId("ls_dead"))
         store.close()
         async with running(tmp_path, Leases(tmp_path, slots=1)) as jobs:
@@ -344,6 +346,32 @@ def test_a_restarted_site_runs_what_was_queued_and_what_was_running(tmp_path):
             assert (await jobs.call(ADA, was_running.call)).attempts == 2
 
     asyncio.run(scenario())
+
+
+def test_a_tenants_calls_and_results_take_a_bounded_part_of_the_disk(tmp_path):
+    def opened():
+        return CallStore(tmp_path / "calls.sqlite3", history_s=1000.0, tenant_bytes_max=10_000)
+
+    large = call(b"echo", bytes(6000), idempotency_key="k")
+    store = opened()
+    first = store.add(ADA.tenant, large, 0.0)
+    with pytest.raises(DeniedError, match="may hold 10000"):
+        store.add(ADA.tenant, call(b"echo", bytes(6000)), 0.0)
+    assert store.add(ADA.tenant, large, 0.0) == first
+    assert store.add(BOB.tenant, large, 0.0) != first
+    store.close()
+    store = opened()
+    with pytest.raises(DeniedError):
+        store.add(ADA.tenant, call(b"echo", bytes(6000)), 0.0)
+    assert store.end(first.call, Ending("done", data=bytes(100)), 1.0)
+    assert not store.end(first.call, Ending("done", data=bytes(100)), 1.0)
+    second = store.add(ADA.tenant, call(b"echo", bytes(6000)), 1.0)
+    assert store.end(second.call, Ending("done", data=bytes(9000)), 2.0)
+    with pytest.raises(DeniedError):
+        store.add(ADA.tenant, call(b"echo"), 2.0)
+    assert store.forget(2000.0) == 2
+    assert store.add(ADA.tenant, large, 2000.0)
+    store.close()
 
 
 @pytest.mark.parametrize("kind", ["generator", "asyncgen", "actor", "native", "nonsense"])

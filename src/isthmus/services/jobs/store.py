@@ -3,23 +3,28 @@
     queued -> running -> done | failed | cancelled
     running -> queued      on eviction, retry, or a site's restart
 
+A tenant's calls and results take a bounded part of the disk: beyond it, further calls are refused.
+
 Invariants: synchronous=FULL, so an acknowledged call survives power loss; a final state never changes (the
 first result wins); (tenant, idempotency key) names one call for ever. Arguments and code are dropped with the
 final state. All methods block for a sync: they are called from one worker thread (`jobs.py`). Payloads are
 bytes, never decoded.
 """
 
+import contextlib
 import sqlite3
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from isthmus.core.api import CallResult, CallState, CallSummary, DurableCall
-from isthmus.core.errors import NotFoundError, SiteUnavailableError
+from isthmus.core.errors import DeniedError, NotFoundError, SiteUnavailableError
 from isthmus.core.ids import CallId, LeaseId, TenantId, new_id
 
 LIST_MAX = 10_000
+ROW_BYTES = 1024  # of a call without its payloads, roughly
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
@@ -32,6 +37,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS calls_by_key ON calls (tenant, idempotency_key
 CREATE INDEX IF NOT EXISTS calls_by_state ON calls (state, tenant, ready_s);
 """
 _OPEN = "state IN ('queued', 'running')"
+_BYTES = f"{ROW_BYTES} + ifnull(length(body), 0) + length(meta) + length(data)"
 _SUMMARY = "call, function, state, attempts, created_s, ended_s, lease, detail"
 
 
@@ -56,13 +62,15 @@ class Ending(NamedTuple):
 
 
 class CallStore:
-    """`history_s`: how long ended calls are kept."""
+    """`history_s`: how long ended calls are kept. `tenant_bytes_max`: for all calls of one tenant."""
 
-    def __init__(self, path: Path, history_s: float) -> None:
+    def __init__(self, path: Path, history_s: float, tenant_bytes_max: int) -> None:
         self._history_s = history_s
+        self._tenant_bytes_max = tenant_bytes_max
         path.touch(mode=0o600)
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {_SCHEMA}")
+        self._stored_bytes = self._weigh()
 
     def close(self) -> None:
         self._database.close()
@@ -72,14 +80,20 @@ class CallStore:
         return self._write("UPDATE calls SET state = 'queued', ready_s = 0 WHERE state = 'running'", ())
 
     def add(self, tenant: TenantId, body: DurableCall, now_s: float) -> CallSummary:
-        """The call, on disk; the one there already when the tenant used this idempotency key before."""
+        """The call, on disk; the one there already when the tenant used this idempotency key before.
+
+        Raises DeniedError when the tenant's calls take too much of the disk.
+        """
         call = CallId(new_id("call"))
         packed = msgspec.msgpack.encode(body)
-        self._write(
+        if self._stored_bytes[tenant] + ROW_BYTES + len(packed) > self._tenant_bytes_max:
+            return self._known(tenant, body.idempotency_key)
+        added = self._write(
             "INSERT INTO calls VALUES (?, ?, ?, ?, 'queued', 0, 0, 0, ?, 0, NULL, '', ?, 0, x'', x'')"
             " ON CONFLICT DO NOTHING",
             (call, tenant, body.idempotency_key, body.function_name, now_s, packed),
         )
+        self._stored_bytes[tenant] += added * (ROW_BYTES + len(packed))
         if body.idempotency_key:
             return self._one("tenant = ? AND idempotency_key = ?", (tenant, body.idempotency_key))
         return self._one("call = ?", (call,))
@@ -156,17 +170,41 @@ class CallStore:
 
     def end(self, call: CallId, ending: Ending, now_s: float) -> bool:
         """Record the one result. False: there is one already, and it stays."""
+        before = self._database.execute(
+            f"SELECT tenant, ifnull(length(body), 0) FROM calls WHERE call = ? AND {_OPEN}", (call,)
+        ).fetchone()
         changed = self._write(
             f"UPDATE calls SET state = ?, kind = ?, meta = ?, data = ?, detail = ?, ended_s = ?, body = NULL"
             f" WHERE call = ? AND {_OPEN}",
             (ending.state, ending.kind, ending.meta, ending.data, ending.detail, now_s, call),
         )
+        if changed:
+            tenant, body_bytes = before
+            self._stored_bytes[tenant] += len(ending.meta) + len(ending.data) - body_bytes
         return changed == 1
 
     def forget(self, now_s: float) -> int:
         """Delete calls that ended longer ago than the history goes; how many."""
-        return self._write(
+        forgotten = self._write(
             f"DELETE FROM calls WHERE NOT ({_OPEN}) AND ended_s < ?", (now_s - self._history_s,)
+        )
+        if forgotten:
+            self._stored_bytes = self._weigh()
+        return forgotten
+
+    def _weigh(self) -> Counter[str]:
+        rows = self._database.execute(f"SELECT tenant, sum({_BYTES}) FROM calls GROUP BY tenant")
+        return Counter(dict(rows.fetchall()))
+
+    def _known(self, tenant: TenantId, idempotency_key: str) -> CallSummary:
+        """The call of this key, for a tenant that may store no further one."""
+        if idempotency_key:
+            with contextlib.suppress(NotFoundError):
+                return self._one("tenant = ? AND idempotency_key = ?", (tenant, idempotency_key))
+        raise DeniedError(
+            f"durable calls of tenant {tenant} and their results hold {self._stored_bytes[tenant]} bytes, "
+            f"and may hold {self._tenant_bytes_max} (jobs.tenant_bytes_max); ended ones go after "
+            f"{self._history_s:g} s"
         )
 
     def _one(self, condition: str, values: tuple[object, ...]) -> CallSummary:
