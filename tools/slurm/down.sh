@@ -27,7 +27,7 @@ if timeout 3 scontrol ping >/dev/null 2>&1; then
     sleep 0.05
   done
 fi
-for file in "$directory"/run/n*.pid; do stop "$file" & done
+for file in "$directory"/run/{n*,slurmrestd}.pid; do stop "$file" & done
 wait
 stop "$directory/run/slurmctld.pid"
 stop "$directory/munge/pid"

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Start a real Slurm cluster on this one machine: slurmctld, virtual nodes (slurmd), a munged of its own.
+# Start a real Slurm cluster on this one machine: slurmctld, virtual nodes (slurmd), slurmrestd, a munged of its own.
 #
 #   tools/slurm/up.sh DIR [NODES] [PORT]      defaults: 6 nodes n1..n6, ports from 21000 on
 #
 # Needs root (Slurm changes users) and Debian's packages, installed here if absent. Everything it writes is in DIR.
-# Run again, it starts what is missing. Then: `. DIR/env`. End it with tools/slurm/down.sh DIR.
+# slurmrestd listens at DIR/rest/socket and wants a JWT (`scontrol token`); where it cannot be installed, the rest
+# goes without. Run again, it starts what is missing. Then: `. DIR/env`. End it with tools/slurm/down.sh DIR.
 set -euo pipefail
 
 directory=$(realpath -m "${1:?usage: up.sh DIR [NODES] [PORT]}")
 node_count=${2:-6}
 port=${3:-21000}
 packages=(slurmctld slurmd slurm-client munge)
+extras=(slurmrestd slurm-wlm-jwt-plugin openssh-server) # the tests start an sshd of their own
 export SLURM_CONF=$directory/slurm.conf
 
 fail() {
@@ -34,15 +36,30 @@ until_true() { # seconds, command
   return 1
 }
 
+install() {
+  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" \
+    >"$directory/log/packages" 2>&1 </dev/null
+}
+
+plugins() { find /usr/lib /usr/lib64 /usr/local/lib -path "*slurm*/$1" -printf '%f\n' 2>/dev/null | sort; }
+
+has_jwt() { [ -n "$(plugins auth_jwt.so)" ]; }
+
 install_packages() {
-  command -v slurmctld slurmd salloc munged >/dev/null && return
-  apt-get update -qq >/dev/null 2>&1 || true
-  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}" \
-    >"$directory/log/packages" 2>&1 </dev/null || fail "cannot install ${packages[*]}"
+  command -v slurmctld slurmd salloc munged slurmrestd sshd >/dev/null && has_jwt && return
+  command -v apt-get >/dev/null && apt-get update -qq >/dev/null 2>&1
+  command -v slurmctld slurmd salloc munged >/dev/null || install "${packages[@]}" || fail "cannot install ${packages[*]}"
+  install "${extras[@]}" || echo "slurm: cannot install ${extras[*]}; going on without" >&2
 }
 
 write_configuration() {
   [ -s "$SLURM_CONF" ] && return
+  local tokens=
+  if has_jwt; then
+    (umask 077 && head -c 32 /dev/urandom >"$directory/jwt.key")
+    tokens="AuthAltTypes=auth/jwt
+AuthAltParameters=jwt_key=$directory/jwt.key"
+  fi
   cat >"$SLURM_CONF" <<CONF
 ClusterName=strait
 SlurmctldHost=localhost(127.0.0.1)
@@ -50,6 +67,7 @@ SlurmctldPort=$port
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket=$directory/munge/socket
+$tokens
 SlurmctldPidFile=$directory/run/slurmctld.pid
 SlurmdPidFile=$directory/run/%n.pid
 SlurmctldLogFile=$directory/log/slurmctld
@@ -111,14 +129,33 @@ start_nodes() {
   done
 }
 
+rest_interface() { # without a database slurmrestd starts only with the part that asks slurmctld
+  local newest
+  newest=$(plugins 'openapi_v0_0_*.so' | tail -n 1) # before 23.11 one plugin for each version
+  [ -n "$newest" ] && echo "$newest" | sed 's/openapi_v\(.*\)\.so/openapi\/v\1/; s/_/./g' || echo slurmctld
+}
+
+start_rest() {
+  command -v slurmrestd >/dev/null && has_jwt || return 0
+  runs "$directory/run/slurmrestd.pid" && return
+  rm -f "$directory/rest/socket"
+  chown nobody "$directory/rest" # it refuses to run as root or as the user of slurmctld
+  SLURM_JWT=daemon setsid setpriv --reuid nobody --regid nogroup --clear-groups \
+    slurmrestd -f "$SLURM_CONF" -a rest_auth/jwt -s "$(rest_interface)" "unix:$directory/rest/socket" \
+    </dev/null >"$directory/log/slurmrestd" 2>&1 &
+  echo $! >"$directory/run/slurmrestd.pid"
+  until_true 10 test -S "$directory/rest/socket" || fail "slurmrestd does not start"
+}
+
 all_ready() { [ "$(sinfo -h -N -p batch -t idle,mix,alloc -o %N | sort -u | wc -l)" -ge "$node_count" ]; }
 
 [ "$(id -u)" = 0 ] || { echo "slurm: only root can start a cluster" >&2; exit 1; }
-mkdir -p "$directory"/{run,log,state,spool,munge}
+mkdir -p "$directory"/{run,log,state,spool,munge,rest}
 chmod 755 "$directory"
 install_packages
 write_configuration
 start_munge
 start_controller
 start_nodes
+start_rest
 until_true 20 all_ready || fail "the nodes do not become idle"

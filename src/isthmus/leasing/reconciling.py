@@ -60,6 +60,7 @@ class Reconciling:
         self._missing: dict[LeaseId, None] = {}
         self._flushed_at = self._pruned_at = clock.monotonic()
         self._surveyed_at = float("-inf")
+        self._surveying: asyncio.Task[None] | None = None
         self.surveyed = asyncio.Event()  # the platform has been asked once, whatever it said
         self._adopt_open_leases()
 
@@ -79,18 +80,30 @@ class Reconciling:
     # the loop -----------------------------------------------------------------------------------------------
     async def run(self, platform: Platform) -> None:
         """Until cancelled. A tick that fails (a full disk, a platform that does not answer) is repeated."""
-        while True:
-            try:
-                await self.tick(platform)
-            except IsthmusError as error:
-                _log.error("reconcile tick failed; the next one repeats it", why=str(error))
-            self.surveyed.set()
-            await self._clock.sleep(self._settings.tick_s)
+        async with asyncio.TaskGroup() as beside:
+            while True:
+                try:
+                    self._survey_beside(platform, beside)
+                    self.tick()
+                except IsthmusError as error:
+                    _log.error("reconcile tick failed; the next one repeats it", why=str(error))
+                await self._clock.sleep(self._settings.tick_s)
 
-    async def tick(self, platform: Platform) -> None:
-        now = self._clock.monotonic()
-        if now - self._surveyed_at >= platform.survey_s:
+    def _survey_beside(self, platform: Platform, tasks: asyncio.TaskGroup) -> None:
+        """One at a time: a platform that answers slowly holds up nothing but the next survey."""
+        is_due = self._clock.monotonic() - self._surveyed_at >= platform.survey_s
+        if is_due and (self._surveying is None or self._surveying.done()):
+            self._surveying = tasks.create_task(self._survey_safely(platform), name="leasing.survey")
+
+    async def _survey_safely(self, platform: Platform) -> None:
+        try:
             await self.survey(platform)
+        except IsthmusError as error:
+            _log.error("a survey of the platform failed; the next one repeats it", why=str(error))
+        self.surveyed.set()
+
+    def tick(self) -> None:
+        now = self._clock.monotonic()
         self._refresh_open(now)
         due = [(held, self._due(held, now)) for held in list(self._books.open.values())]
         self._acting.apply([(held, event) for held, event in due if event is not None])

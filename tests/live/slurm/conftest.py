@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +15,8 @@ import pytest
 
 import isthmus
 from tests.live.sites import RunningSite, running_site
+from tests.live.slurm.logins import MISSING, LoginNode
+from tests.live.slurm.waiting import free_ports, wait_for
 
 TOOLS = Path(__file__).parents[3] / "tools" / "slurm"
 NODES = 6
@@ -33,12 +33,17 @@ class Cluster:
         self.directory = directory
         self.port = port
         self.environment = {"SLURM_CONF": str(directory / "slurm.conf")}
+        self.rest_url = f"unix:{directory}/rest/socket"
 
     def run(self, *command: str) -> str:
         """One command of Slurm; raises when it fails."""
         environ = {**os.environ, **self.environment}
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=30, check=True)
         return done.stdout + done.stderr
+
+    def token(self, life_s: int = 3600) -> str:
+        """A JSON web token of this user."""
+        return self.run("scontrol", "token", f"lifespan={life_s}").strip().removeprefix("SLURM_JWT=")
 
     def jobs(self, states: str = "R") -> list[int]:
         return [int(line) for line in self.run("squeue", "-h", "-t", states, "-o", "%A").split()]
@@ -73,14 +78,6 @@ class Cluster:
         subprocess.run([TOOLS / "down.sh", self.directory], check=True, timeout=60)
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """For what Slurm does in its own time and tells nobody."""
-    give_up_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < give_up_s, "it did not happen in time"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     if os.getuid() != 0:
@@ -98,6 +95,16 @@ def cluster() -> Iterator[Cluster]:
     yield made
     made.stop()
     assert not made.directory.exists()
+
+
+@pytest.fixture
+def login_node(cluster: Cluster, tmp_path: Path) -> Iterator[LoginNode]:
+    if shutil.which("sshd") is None:
+        pytest.skip(MISSING)
+    node = LoginNode(tmp_path / "login", cluster.environment["SLURM_CONF"])
+    node.start()
+    yield node
+    node.stop()
 
 
 @pytest.fixture
@@ -146,13 +153,3 @@ def agents_of(directory: Path) -> list[int]:
             if b"isthmus.node.agent" in words and bytes(directory) in words:
                 found.append(int(entry.name))
     return found
-
-
-def free_ports(count: int) -> int:
-    """The first of so many ports that nobody listens at."""
-    while True:
-        first = random.randrange(20000, 32000)
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            return first

@@ -18,6 +18,7 @@ _WHY_PENDING = {
     "ReqNodeNotAvail": "its node is down, drained or reserved",
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition does not start jobs now",
+    "PartitionConfig": "no node of its partition that it may use has what it asks for",
     "PartitionNodeLimit": "it asks for more nodes than the partition gives",
     "PartitionTimeLimit": "its time limit is longer than the partition's; lower slurm.time_limit_s",
     "Licenses": "licences it needs are in use",
