@@ -27,7 +27,9 @@ PLAIN = st.one_of(
     st.binary(max_size=300),
     st.sampled_from([b"x" * 1010, "x" * 1022, b"y" * 5000, "z" * 5000]),
 )
-ODD = st.one_of(st.lists(PLAIN, max_size=3), st.tuples(PLAIN), st.complex_numbers(), st.builds(bytearray))
+ODD = st.one_of(
+    st.lists(PLAIN, max_size=3), st.tuples(PLAIN), st.complex_numbers(allow_nan=False), st.builds(bytearray)
+)
 ARGS = st.lists(st.one_of(PLAIN, PLAIN, PLAIN, ODD), max_size=20).map(tuple)
 KWARGS = st.dictionaries(st.text(max_size=8), st.one_of(PLAIN, ODD), max_size=20)
 
