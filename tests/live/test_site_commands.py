@@ -108,3 +108,23 @@ def test_other_rules_are_tried_and_replayed(as_json, tmp_path, lease):
     assert as_json("policy", "dry-run", str(policy))["outcome"] == "deny"
     replayed = as_json("policy", "replay", str(policy))
     assert len(replayed["changes"]) == replayed["judged"] >= 1
+
+
+def test_two_policies_are_compared_and_the_difference_is_told(isthmus, as_json, tmp_path, lease):
+    opened, closed = tmp_path / "open.toml", tmp_path / "closed.toml"
+    opened.write_text("# everything that fits\n")
+    closed.write_text('[[rule]]\nname = "closed"\nthen = "deny"\nmessage = "closed today"\n')
+    assert as_json("policy", "diff", str(opened), str(opened))["differ"] == 0
+    told = isthmus("policy", "diff", str(opened), str(closed)).words
+    assert "grant -> deny" in told
+    assert "is: rule 'closed': closed today" in told
+
+
+def test_a_request_is_tried_for_another_tenant_at_another_time(as_json, tmp_path):
+    night = tmp_path / "night.toml"
+    night.write_text(
+        '[[rule]]\nname = "by day"\nthen = "deny"\nwhen = \'tenant.name == "guest" && clock.hour == 12\'\n'
+    )
+    dry_run = ("policy", "dry-run", str(night), "--tenant", "guest")
+    assert as_json(*dry_run, "--at", "2026-12-24T12:30:00")["outcome"] == "deny"
+    assert as_json(*dry_run, "--at", "2026-12-24T22:00:00")["outcome"] == "grant"

@@ -1,5 +1,7 @@
-"""Commands: policy show|check|dry-run|replay."""
+"""Commands: policy show|check|dry-run|replay|diff."""
 
+from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,8 @@ from isthmus.cli.sites import open_site
 policy = typer.Typer(
     help="Rules that decide on leases.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
 )
+
+GROUPS_MAX = 20  # of like changes, told to people
 
 File = Annotated[Path, typer.Argument(help="A TOML file of [[rule]] tables.", exists=True, dir_okay=False)]
 _COLUMNS = [
@@ -29,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 @policy.command("show")
 def show_rules(state: State = None, as_json: Json = False) -> None:
-    """Show the rules the site decides by, in the order in which they are tried.
+    """Show the rules the site decides by, in the order in which they are tried, and the signals they read.
 
     \b
       isthmus policy show
@@ -41,22 +45,31 @@ def show_rules(state: State = None, as_json: Json = False) -> None:
         _COLUMNS,
         "no rules: everything that fits is allowed",
     )
+    for name, value in [] if as_json else sorted(document.get("signals", {}).items()):
+        typer.echo(f"signal.{printable(name)} is {value:g} now")
 
 
 @policy.command()
 def check(file: File, as_json: Json = False) -> None:
-    """Check a policy file without a site: a bad rule is refused with its line.
+    """Check a policy file without a site: a bad rule is refused with its line, a doubtful one pointed out.
 
     \b
       isthmus policy check policy.toml
     """
-    from isthmus.policy import load_policies
+    from isthmus.policy import advice, load_policies
 
-    rules = load_policies(_read(file), str(file)).rules
+    policies = load_policies(_read(file), str(file))
+    lines = advice(policies)
     if as_json:
-        print_json({"file": str(file), "rules": [rule.name for rule in rules]})
-    else:
-        typer.echo(f"{file}: {len(rules)} rules, all fine")
+        rules = [rule.name for rule in policies.rules]
+        print_json({"file": str(file), "rules": rules, "tenants": list(policies.terms), "advice": lines})
+        return
+    typer.echo(f"{file}: {len(policies.rules)} rules, {len(policies.terms)} tenants with terms, all fine")
+    for number, rule in enumerate(policies.rules, 1):
+        when = "always" if rule.spec.when == "true" else f"when {rule.spec.when}"
+        typer.echo(printable(f"  {number}. {rule.name}: {rule.action} {when}"))
+    for line in lines:
+        typer.echo(printable(f"  note: {line}"))
 
 
 @policy.command("dry-run")
@@ -71,6 +84,10 @@ def dry_run(
     count: Annotated[int, typer.Option(help="Leases asked for.")] = 1,
     lease_class: Annotated[str, typer.Option("--class", help="reserved, elastic or harvested.")] = "elastic",
     pool: Annotated[str, typer.Option(help="Pool asked from.")] = "default",
+    tenant: Annotated[str, typer.Option(help="Tenant that asks.", show_default="your own")] = "",
+    at: Annotated[
+        datetime | None, typer.Option(help="Time by which clock rules decide, UTC.", show_default="now")
+    ] = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -79,6 +96,7 @@ def dry_run(
     \b
       isthmus policy dry-run --cores 4 --memory 8GiB
       isthmus policy dry-run new-policy.toml --cores 4
+      isthmus policy dry-run --tenant guest --at 2026-12-24T22:00:00
     """
     lease = {
         "resources": {"cores": cores, "memory": memory, "gpus": gpus},
@@ -86,7 +104,12 @@ def dry_run(
         "count": count,
         "pool": pool,
     }
-    body = {"lease": lease, "policy": None if file is None else _read(file)}
+    body = {
+        "lease": lease,
+        "policy": None if file is None else _read(file),
+        "tenant": tenant,
+        "at_s": None if at is None else at.replace(tzinfo=UTC).timestamp(),
+    }
     document = open_site(state).post("policy", "dry-run", body=body)
     if as_json:
         print_json(document)
@@ -103,15 +126,46 @@ def replay(file: File, state: State = None, as_json: Json = False) -> None:
       isthmus policy replay new-policy.toml
     """
     document = open_site(state).post("policy", "replay", body={"policy": _read(file)})
+    _show_replay(document, as_json, "would be different")
+
+
+@policy.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="The rules to compare with.", exists=True, dir_okay=False)],
+    new: Annotated[Path, typer.Argument(help="The rules in question.", exists=True, dir_okay=False)],
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Decide the site's logged requests by two policy files: which come out differently, and why?
+
+    \b
+      isthmus policy diff policy.toml new-policy.toml
+    """
+    body = {"policy": _read(new), "against": _read(old)}
+    document = open_site(state).post("policy", "replay", body=body)
+    _show_replay(document, as_json, "differ")
+
+
+def _show_replay(document: dict[str, Any], as_json: bool, verb: str) -> None:
+    """Like changes once, with how many there are and one request for `isthmus explain`."""
     if as_json:
         print_json(document)
         return
-    changes: list[dict[str, Any]] = document["changes"]
-    typer.echo(f"{document['judged']} decisions judged, {len(changes)} would be different")
-    for change in changes:
-        before, after = change["before"], change["after"]
-        request = change["demand"]["request"]
-        typer.echo(printable(f"  {request}: {before['outcome']} -> {after['outcome']}  {after['reason']}"))
+    typer.echo(f"{document['judged']} decisions judged, {document['differ']} {verb}")
+    counts = Counter(_kind(change) for change in document["changes"])
+    examples = {_kind(change): change["demand"]["request"] for change in document["changes"]}
+    for kind, count in counts.most_common(GROUPS_MAX):
+        tenant, before, after, why = kind
+        typer.echo(printable(f"  {count} x {tenant}: {before} -> {after}  (such as {examples[kind]})"))
+        for line in why:
+            typer.echo(printable(f"      {line}"))
+    if len(counts) > GROUPS_MAX:
+        typer.echo(f"  and {len(counts) - GROUPS_MAX} other kinds; --json has all")
+
+
+def _kind(change: dict[str, Any]) -> tuple[str, str, str, tuple[str, ...]]:
+    outcomes = change["before"]["outcome"], change["after"]["outcome"]
+    return change["demand"]["tenant"], *outcomes, tuple(change["why"])
 
 
 def _read(file: Path) -> str:

@@ -106,7 +106,16 @@ class GatewaySettings(Section, frozen=True):
 
 class PolicySettings(Section, frozen=True):
     file: str = ""
-    """TOML file of rules; empty: everything that fits is allowed."""
+    """TOML file of rules and tenants' terms; empty: everything that fits is allowed."""
+
+    signals: str = ""
+    """Where signals for rules come from: file or URL of a JSON object like {"carbon": 312}. Empty: none."""
+
+    signals_s: Annotated[float, Meta(ge=1)] = 60.0
+    """Period of reading them. Shorter: rules follow sooner; more load on the source."""
+
+    signals_stale_s: Annotated[float, Meta(gt=0)] = 900.0
+    """Signals that could not be read again for so long are forgotten: rules see none."""
 
 
 class JobsSettings(Section, frozen=True):

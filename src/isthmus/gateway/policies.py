@@ -2,7 +2,10 @@
 changed.
 """
 
+import msgspec
+
 from isthmus.core.api import LeaseRequest
+from isthmus.core.ids import TenantId
 from isthmus.core.model import Record
 from isthmus.gateway.operations import OPERATORS, Asked, Operation
 from isthmus.leasing import Explanation, Leasing
@@ -10,6 +13,7 @@ from isthmus.policy import Replay, load_policies
 from isthmus.policy.rules import Rule
 
 SENT_POLICY = "the policy you sent"
+SENT_AGAINST = "the policy to compare with"
 
 
 class RuleSummary(Record, frozen=True):
@@ -22,24 +26,39 @@ class RuleSummary(Record, frozen=True):
 
 
 class PolicyReply(Record, frozen=True):
-    """GET /v1/policy. `rules` in the order in which they are tried; `text` is the file as it was loaded."""
+    """GET /v1/policy. `rules` in the order in which they are tried; `text` is the file as it was loaded;
+    `signals`: what they read as `signal` now.
+    """
 
     source: str
     text: str
     rules: tuple[RuleSummary, ...]
+    signals: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class DryRunRequest(Record, frozen=True):
-    """POST /v1/policy/dry-run. `policy`: TOML to decide by; None: the site's own rules."""
+    """POST /v1/policy/dry-run.
+
+    policy   TOML to decide by; None: the site's own rules
+    tenant   on whose behalf; empty: your own
+    at_s     by the clock at this time, in seconds since the epoch; None: now
+    """
 
     lease: LeaseRequest = LeaseRequest()
     policy: str | None = None
+    tenant: str = ""
+    at_s: float | None = None
 
 
 class ReplayRequest(Record, frozen=True):
-    """POST /v1/policy/replay. `policy`: TOML to decide the logged requests by."""
+    """POST /v1/policy/replay.
+
+    policy    TOML to decide the logged requests by
+    against   TOML to compare it with; None: what was decided
+    """
 
     policy: str
+    against: str | None = None
 
 
 class Policies:
@@ -72,23 +91,29 @@ class Policies:
     async def show(self, asked: Asked) -> PolicyReply:
         policies = self._leasing.policies
         rules = tuple(_summary(rule) for rule in policies.rules)
-        return PolicyReply(source=policies.source, text=policies.text, rules=rules)
+        return PolicyReply(
+            source=policies.source, text=policies.text, rules=rules, signals=dict(self._leasing.signals)
+        )
 
     async def dry_run(self, asked: Asked) -> Explanation:
         sent = asked.body.policy
         policies = None if sent is None else load_policies(sent, SENT_POLICY)
-        return self._leasing.dry_run(asked.principal, asked.body.lease, policies)
+        principal = asked.principal
+        if asked.body.tenant:
+            principal = msgspec.structs.replace(principal, tenant=TenantId(asked.body.tenant))
+        return self._leasing.dry_run(principal, asked.body.lease, policies, asked.body.at_s)
 
     async def replay(self, asked: Asked) -> Replay:
-        return self._leasing.replay(load_policies(asked.body.policy, SENT_POLICY))
+        sent = asked.body.against
+        against = None if sent is None else load_policies(sent, SENT_AGAINST)
+        return await self._leasing.replay(load_policies(asked.body.policy, SENT_POLICY), against)
 
 
 def _summary(rule: Rule) -> RuleSummary:
     spec = rule.spec
-    then = type(spec).__struct_config__.tag
     return RuleSummary(
         name=spec.name,
-        then=str(then),
+        then=rule.action,
         when=spec.when,
         message=spec.message,
         priority=spec.priority,

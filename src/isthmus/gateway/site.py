@@ -35,6 +35,7 @@ from isthmus.gateway.nodes import Nodes
 from isthmus.gateway.overview import Overview
 from isthmus.gateway.policies import Policies
 from isthmus.gateway.rest import application
+from isthmus.gateway.signals import Signals
 from isthmus.gateway.tenants import Tenants
 from isthmus.leasing import Leasing, Ledger
 from isthmus.platforms import LocalPlatform, Platform, SlurmPlatform, capacity
@@ -112,6 +113,7 @@ class _Parts(NamedTuple):
     platform: Platform
     leasing: Leasing
     jobs: Jobs
+    signals: Signals
     application: Starlette
 
 
@@ -146,7 +148,8 @@ def _build(
     ]
     guard = SiteGuard(keys, leasing, site_key, clock)
     app = application(operations, guard, hub, leasing, settings.gateway.body_bytes_max)
-    return _Parts(hub, platform, leasing, jobs, app)
+    signals = Signals(settings.policy, leasing.hear, clock)
+    return _Parts(hub, platform, leasing, jobs, signals, app)
 
 
 @asynccontextmanager
@@ -158,6 +161,7 @@ async def _running(parts: _Parts, listener: socket.socket, stop: asyncio.Event) 
         loops = [
             tasks.create_task(parts.leasing.run(), name="leasing.run"),
             tasks.create_task(parts.jobs.run(), name="services.jobs"),
+            tasks.create_task(parts.signals.run(), name="gateway.signals"),
         ]
         try:
             await parts.platform.start()

@@ -8,7 +8,9 @@ leases (`reconciling.py`).
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
 
 from isthmus.core import tokens
 from isthmus.core.api import (
@@ -52,7 +54,8 @@ from isthmus.leasing.reconciling import Reconciling
 from isthmus.leasing.starting import Starting
 from isthmus.node.messages import AddExecutor, AgentHello, ExecutorEnded, Heartbeat, KillExecutor, LeaseEnded
 from isthmus.platforms.platform import Platform
-from isthmus.policy import Demand, Logged, PolicySet, Replay, decide, replay
+from isthmus.policy import Demand, Logged, PolicySet, Replay, decide
+from isthmus.policy.replay import Change, judge, summed
 
 COUNT_MAX = 10_000  # leases in one request
 EXECUTORS_MAX = 64  # in one lease, nested calls included
@@ -284,20 +287,43 @@ class Leasing:
         return explain_lease(lease, decisions, self._ledger.transitions(lease.lease))
 
     def dry_run(
-        self, principal: Principal, request: LeaseRequest, policies: PolicySet | None = None
+        self,
+        principal: Principal,
+        request: LeaseRequest,
+        policies: PolicySet | None = None,
+        at_s: float | None = None,
     ) -> Explanation:
-        """What this request would get now, under these policies (the site's own if None). Changes nothing."""
+        """What this request would get now, under these policies (the site's own if None). Changes nothing.
+
+        at_s   by the clock at this time, in seconds since the epoch; None: now
+        """
         policies = self._policies if policies is None else policies
         demand = self._demand(principal, request)
         snapshot = self._books.snapshot(policies, demand)
+        if at_s is not None:
+            snapshot = msgspec.structs.replace(snapshot, clock_s=at_s)
         logged = Logged(
             demand=demand, snapshot=snapshot.record(), decision=decide(policies, snapshot, demand)
         )
         return explain_request([logged])
 
-    def replay(self, policies: PolicySet) -> Replay:
-        """The decision log judged again under other policies."""
-        return replay(self._ledger.decisions(), policies)
+    async def replay(self, policies: PolicySet, against: PolicySet | None = None) -> Replay:
+        """The decision log judged again under other policies: what comes out otherwise than under `against`,
+        or than it did. The site goes on meanwhile.
+        """
+        judged: list[Change | None] = []
+        for entry in self._ledger.decisions():
+            judged.append(judge(entry, policies, against))
+            await asyncio.sleep(0)
+        return summed(judged)
+
+    def hear(self, signals: Mapping[str, float]) -> None:
+        """What the site's source of signals says now."""
+        self._books.signals = dict(signals)
+
+    @property
+    def signals(self) -> Mapping[str, float]:
+        return self._books.signals
 
     def bill(self, principal: Principal) -> list[BillRow]:
         self._books.flush()

@@ -1,5 +1,6 @@
 """Pure decisions: rules from a TOML file, a snapshot, a demand in; grant, wait or deny with reasons out."""
 
+from isthmus.policy.advice import advice
 from isthmus.policy.decide import Candidate, Decision, Fired, decide, priority
 from isthmus.policy.explain import in_words
 from isthmus.policy.loading import load_policies
@@ -19,6 +20,7 @@ __all__ = [
     "Replay",
     "Snapshot",
     "SnapshotRecord",
+    "advice",
     "decide",
     "in_words",
     "load_policies",

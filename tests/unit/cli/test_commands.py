@@ -35,7 +35,7 @@ def test_all_promised_commands_exist():
     )
     assert {(name,) for name in promised.split()} <= set(COMMANDS)
     assert {("token", name) for name in ("create", "list", "revoke")} <= set(COMMANDS)
-    assert {("policy", name) for name in ("check", "dry-run", "replay")} <= set(COMMANDS)
+    assert {("policy", name) for name in ("check", "dry-run", "replay", "diff")} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -120,7 +120,8 @@ def test_a_policy_file_is_checked_without_a_site(run, tmp_path):
     policy = tmp_path / "policy.toml"
     policy.write_text('[[rule]]\nname = "a"\nthen = "deny"\n')
     good = run("policy", "check", str(policy), "--json")
-    assert json.loads(good.words) == {"file": str(policy), "rules": ["a"]}
+    checked = {"file": str(policy), "rules": ["a"], "tenants": [], "advice": []}
+    assert json.loads(good.words) == checked
     policy.write_text('[[rule]]\nname = "a"\nthen = "denny"\n')
     bad = run("policy", "check", str(policy))
     assert bad.code == 1

@@ -554,7 +554,7 @@ async def test_a_dry_run_decides_and_changes_nothing(room: Room) -> None:
     assert room.leasing.dry_run(ALICE, ONE, strict).outcome == "deny"
     assert room.leasing.leases(ADMIN, ended=True) == []
     await _lease(room)
-    assert room.leasing.replay(strict).changes[0].after.outcome == "deny"
+    assert (await room.leasing.replay(strict)).changes[0].after.outcome == "deny"
 
 
 @in_a_room()

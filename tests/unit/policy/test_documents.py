@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from isthmus.core.api import LeaseRequest
@@ -47,3 +48,15 @@ def test_data_stays_where_it_may_be() -> None:
     decision = decide(policies, site, demand(residency="de"))
     assert decision.places == ("home",)
     assert decide(policies, site, demand()).places == ("full",)
+
+
+def test_large_requests_wait_for_greener_hours() -> None:
+    policies = _of("green hours")
+    site = snapshot(node("a", free=64, cores=64))
+    small = demand()
+    lease = LeaseRequest(resources=Resources(cores=32))
+    large = Demand(request=small.request, tenant=small.tenant, lease=lease)
+    dirty = msgspec.structs.replace(site, signals={"carbon": 500.0})
+    assert decide(policies, dirty, large).outcome == "deny"
+    assert decide(policies, dirty, small).outcome == "grant"
+    assert decide(policies, site, large).outcome == "grant"
