@@ -58,14 +58,28 @@ class WaitingQueue:
         return tuple(itertools.islice(self._by_tenant, limit))
 
     def add(self, waiter: Waiter) -> None:
-        """Raises NoCapacityError when the queue is full: back-pressure is an answer."""
+        """Raises NoCapacityError when the queue is full: back-pressure is an answer.
+
+        A tenant that fills it keeps nobody else out: the last of its requests makes room for theirs.
+        """
         if self._count >= self._limit:
-            raise NoCapacityError(
-                f"{self._count} requests wait already, as many as leasing.queue_max allows; try again later"
-            )
+            self._make_room(waiter.demand.tenant)
         waiters = self._by_tenant.setdefault(waiter.demand.tenant, [])
         bisect.insort(waiters, waiter, key=lambda one: -one.priority)
         self._count += 1
+
+    def _make_room(self, tenant: TenantId) -> None:
+        """Turn away whom the tenant with most requests would have served last, or raise."""
+        full = NoCapacityError(
+            f"{self._count} requests wait already, as many as leasing.queue_max allows; try again later"
+        )
+        largest = max(self._by_tenant.values(), key=len, default=[])
+        if len(largest) <= len(self._by_tenant.get(tenant, ())) + 1:
+            raise full
+        last = largest[-1]
+        self.remove(last)
+        if not last.answer.done():  # else it has just given up by itself
+            last.answer.set_exception(full)
 
     def remove(self, waiter: Waiter) -> None:
         """It was served, gave up, or is denied. Twice is fine."""

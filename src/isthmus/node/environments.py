@@ -56,7 +56,7 @@ class Environments:
         path = self._root / environment.id
         python = path / "bin" / "python"
         if not python.exists():
-            self._root.mkdir(parents=True, exist_ok=True)
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             with (self._root / f"{environment.id}.lock").open("w") as lock:
                 await asyncio.to_thread(_lock, lock)
                 if not python.exists():

@@ -115,6 +115,23 @@ async def test_the_queue_is_bounded(room: Room) -> None:
 
 
 @in_a_room()
+async def test_a_tenant_that_fills_the_queue_keeps_no_other_out(room: Room) -> None:
+    held = await _lease(room, ADMIN, FOUR)
+    alices = [asyncio.ensure_future(room.leasing.request(ALICE, _waiting(ONE))) for _ in range(3)]
+    await room.clock.sleep(0.1)
+    bobs = asyncio.ensure_future(room.leasing.request(BOB, _waiting(ONE)))
+    await room.clock.sleep(0.1)
+    with pytest.raises(NoCapacityError, match="queue_max"):
+        await alices.pop()
+    with pytest.raises(NoCapacityError, match="queue_max"):  # now Alice is not far ahead any more
+        await asyncio.gather(*(room.leasing.request(BOB, _waiting(ONE)) for _ in range(2)))
+    await room.leasing.release(ADMIN, held)
+    assert len((await bobs).grants) == 1
+    for alice in alices:
+        assert len((await alice).grants) == 1
+
+
+@in_a_room()
 async def test_tenants_take_turns_and_each_is_served_in_order(room: Room) -> None:
     held = await _lease(room, ADMIN, FOUR)
     served: list[str] = []
