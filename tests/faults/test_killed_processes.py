@@ -98,6 +98,23 @@ def test_a_restarted_agent_keeps_running_calls_and_takes_new_leases(
     assert running.result(timeout_s=SOON_S) == pid
 
 
+def test_calls_go_on_while_the_agent_is_dead(site: isthmus.Site) -> None:
+    executor = site.call(os.getpid)
+    (agent,) = census.find("agent")
+    census.kill(agent)
+    assert site.submit(os.getpid).result(timeout_s=SOON_S) == executor
+    census.wait_until(lambda: census.find("agent") not in ([], [agent]), SOON_S, "the agent is restarted")
+    assert site.submit(os.getpid).result(timeout_s=SOON_S) == executor
+
+
+def test_a_site_that_ends_without_an_agent_leaves_nothing(site: isthmus.Site) -> None:
+    """`leaks` finds the executor, its group and its memory, if nobody ends them."""
+    (agent,) = census.find("agent")
+    census.kill(agent)
+    census.wait_until(lambda: census.is_gone(agent), SOON_S, "agent dead")
+    site.close()
+
+
 def test_calls_go_on_while_the_site_is_dead(site: isthmus.Site) -> None:
     executor = site.call(os.getpid)
     (process,) = census.find("site")
@@ -153,6 +170,16 @@ def test_a_client_that_dies_takes_its_embedded_site_with_it(
     client = start_client()
     leaks.note()
     census.kill(client.pid, number)
+    client.wait(timeout=SOON_S)
+
+
+def test_everything_ends_when_site_and_client_are_killed_together(
+    start_client: Callable[[], subprocess.Popen[bytes]], leaks: Leaks
+) -> None:
+    client = start_client()
+    leaks.note()
+    census.kill(census.find("site")[0])
+    census.kill(client.pid)
     client.wait(timeout=SOON_S)
 
 

@@ -135,7 +135,7 @@ def _build(
     own_key(keys, state / KEY_FILE)
     site_key, join_key = keep_secret(state / "site.key"), keep_secret(state / "join.key")
     hub = AgentHub(join_key, settings.leasing.orphan_s)
-    platform = _platform(settings, state, site.url, join_key, hub, options.parent)
+    platform = _platform(settings, options, site.url, join_key, hub)
     leasing = Leasing(settings.leasing, ledger, platform, hub, policies, clock, site_key)
     jobs = Jobs(settings.jobs, leasing, calls, Relay(settings.gateway.body_bytes_max), clock, keys.quota)
     operations = [
@@ -183,14 +183,14 @@ async def _running(parts: _Parts, listener: socket.socket, stop: asyncio.Event) 
 
 
 def _platform(
-    settings: Settings, state: Path, site_url: str, join_key: bytes, hub: AgentHub, parent: int
+    settings: Settings, options: SiteOptions, site_url: str, join_key: bytes, hub: AgentHub
 ) -> Platform:
     if settings.platform == "slurm":
         client = open_client(settings.slurm, site_url)
-        return SlurmPlatform(settings, state, site_url, join_key, hub.joined, client)
+        return SlurmPlatform(settings, options.state, site_url, join_key, hub.joined, client)
     capacity.check(settings.node)
     # An embedded site's agent ends with the client, not with the site: open leases survive the site's death.
-    return LocalPlatform(settings, state, site_url, join_key, parent)
+    return LocalPlatform(settings, options.state, site_url, join_key, options.parent, options.ephemeral)
 
 
 def _policies(settings: PolicySettings) -> PolicySet:

@@ -1,7 +1,7 @@
 """The agent: one process per node that does what the site orders, and guards leases when the site is away.
 
     python -m isthmus.node.agent --site ws://HOST:PORT/agent --node NAME --state DIR
-                                 [--name NAME] [--parent PID] [--cache DIR]
+                                 [--name NAME] [--parent PID] [--ephemeral] [--cache DIR]
 
 With `--name` it is the guest of a batch job and serves that one allocation, whose name it has: SIGTERM then
 means that the batch system takes everything back.
@@ -16,6 +16,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -55,6 +56,7 @@ from isthmus.node.messages import (
     Warm,
 )
 from isthmus.node.records import Records
+from isthmus.node.shared_memory import SharedMemory
 from isthmus.node.zygotes import Zygotes
 
 EXPIRY_TICK_S = 0.25  # how late an expired lease may be noticed
@@ -85,7 +87,8 @@ class Agent:
         self._stop = asyncio.Event()
         self._end_reason = EndReason.EVICTED if guest else EndReason.SITE_STOPPED
         self._orders: set[asyncio.Task[None]] = set()
-        self._zygotes = Zygotes(settings.fabric, state / "agent.log", isolation)
+        self._shared = SharedMemory(state_tag(state))
+        self._zygotes = Zygotes(settings.fabric, state / "agent.log", isolation, self._shared.variables)
         self._host = Host(
             settings, node, rest_url(site), Allotments(self._capacity), isolation, self._records,
             self._zygotes, Environments(cache), self._tell, is_guest=guest is not None,
@@ -96,6 +99,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._leave)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the site starts us with it blocked
         if parent is not None:
             _watch_parent(loop, parent, self._stop)
         await self._host.adopt()
@@ -270,6 +274,7 @@ class Agent:
         await self._host.close(self._end_reason, _PROMPT_END_GRACE_S)
         await self._zygotes.close()
         await self._host.clear_remains()
+        self._shared.remove()
         if line is not None:
             await self._send_last(line)
         for task in tasks:
@@ -339,6 +344,7 @@ def main() -> int:
     parser.add_argument("--state", required=True, type=Path)
     parser.add_argument("--name", help="serve this one allocation of a batch system")
     parser.add_argument("--parent", type=int, help="end everything when this process ends")
+    parser.add_argument("--ephemeral", action="store_true", help="remove the state if the site is gone")
     parser.add_argument("--cache", type=Path, help="where virtual environments are built")
     options = parser.parse_args()
     join_key = bytes.fromhex(os.environ.pop("ISTHMUS_JOIN_KEY", ""))
@@ -363,7 +369,10 @@ async def _run(options: argparse.Namespace, join_key: bytes, settings: NodeSetti
     guest = NodeId(options.name) if options.name else None
     state = options.state.resolve()
     agent = Agent(options.site, NodeId(options.node), state, join_key, settings, cache, guest)
+    site = os.getppid()
     await agent.run(options.parent)
+    if options.ephemeral and os.getppid() != site:
+        shutil.rmtree(state, ignore_errors=True)  # the site would have done it
     return 0
 
 

@@ -41,6 +41,7 @@ from isthmus.node.processes import send_signal
 START_S = 60.0  # imports of a preload may be slow on a shared file system
 FORK_S = 30.0  # for one fork, and for its first words; long only on a machine that swaps
 SPARES_MAX = 16
+DISMISS_S = 3.0  # for a spare to end by itself
 _SECRETS = ("ISTHMUS_",)  # no variable of ours reaches user code, except those an assignment sets
 IDLE_S = 600.0  # a zygote costs some 40 MB; starting one anew, some hundred milliseconds
 ZYGOTES_MAX = 16  # beyond it, those that nobody uses are stopped, the longest unused first
@@ -78,6 +79,21 @@ class Spare(NamedTuple):
     def discard(self) -> None:
         self.control.close()
         send_signal(self.pid, signal.SIGKILL)
+
+    async def dismiss(self) -> None:
+        """Let it end by itself: killed just when it opens its fabric, it would leave shared memory behind."""
+        self.control.close()
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            async with asyncio.timeout(DISMISS_S):
+                await _readable(asyncio.get_running_loop(), descriptor)
+        except TimeoutError:
+            send_signal(self.pid, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
 
 
 class Exits:
@@ -185,7 +201,7 @@ class Zygote:
         await self.shrink()  # it may have been dismissed, or orphaned, meanwhile
 
     async def _dismiss(self, spare: Spare) -> None:
-        spare.discard()
+        await spare.dismiss()
         await asyncio.to_thread(self._isolation.destroy, reserve_name(spare.pid))
 
     async def _read(self) -> None:
@@ -235,11 +251,15 @@ class Zygote:
 class Zygotes:
     """All zygotes of this node, started at the first need of their environment."""
 
-    def __init__(self, fabric: str, log_file: Path, isolation: Isolation) -> None:
+    def __init__(
+        self, fabric: str, log_file: Path, isolation: Isolation, variables: dict[str, str] | None = None
+    ) -> None:
+        """`variables`: for the environment of executors; what is set here already goes before them."""
         self.exits = Exits()
         self._fabric = fabric
         self._log_file = log_file
         self._isolation = isolation
+        self._variables = variables or {}
         self._zygotes: dict[EnvironmentId, asyncio.Task[Zygote]] = {}
         self._used_s: dict[EnvironmentId, float] = {}
 
@@ -321,7 +341,7 @@ class Zygotes:
         with theirs, self._log_file.open("ab") as output:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[theirs.fileno()],
-                env=_clean_environment(), start_new_session=True,
+                env={**self._variables, **_clean_environment()}, start_new_session=True,
             )  # fmt: skip
         ours.setblocking(False)
         try:
@@ -381,10 +401,10 @@ def _is_open(control: socket.socket) -> bool:
         return False
 
 
-async def _readable(loop: asyncio.AbstractEventLoop, control: socket.socket) -> None:
+async def _readable(loop: asyncio.AbstractEventLoop, source: socket.socket | int) -> None:
     future: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(control, lambda: None if future.done() else future.set_result(None))
+    loop.add_reader(source, lambda: None if future.done() else future.set_result(None))
     try:
         await future
     finally:
-        loop.remove_reader(control)
+        loop.remove_reader(source)

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +30,7 @@ from isthmus.platforms.platform import Allocation, AllocationState
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 10.0
 STEADY_S = 60.0  # an agent that lived this long starts again without a pause
-STOP_S = 5.0  # for the agent to end its executors, before it is killed with its group
+STOP_S = 8.0  # for the agent to end its executors, before it is killed with its group
 POLL_S = 0.5  # how often an adopted agent (not our child) is looked at, where the kernel has no pidfd
 LOG_BYTES_MAX = 16 * 2**20
 
@@ -50,19 +50,22 @@ class LocalPlatform:
     site_url  where the agent dials, http://HOST:PORT
     join_key  what agent and site prove to each other that they hold
     parent    the agent ends with this process; 0: it outlives the site
+    is_ephemeral  the agent removes the state directory if it is the last to leave
     """
 
     name = "local"
     survey_s = 10.0
 
     def __init__(
-        self, settings: Settings, state: Path, site_url: str, join_key: bytes, parent: int = 0
-    ) -> None:
+        self, settings: Settings, state: Path, site_url: str, join_key: bytes, parent: int = 0,
+        is_ephemeral: bool = False,
+    ) -> None:  # fmt: skip
         self._settings = settings.node
         self._state = state
         self._agent_url = site_url.replace("http", "ws", 1) + "/agent"
         self._join_key = join_key
         self._parent = parent
+        self._is_ephemeral = is_ephemeral
         node = Node(
             node=NodeId(socket.gethostname() or "local"),
             platform=self.name,
@@ -127,20 +130,16 @@ class LocalPlatform:
             if loop.time() - started_at >= STEADY_S:
                 backoff_s = BACKOFF_FIRST_S
             _log.error("agent ended; starting another", code=code, pause_s=backoff_s, log=str(self._log_path))
-            await asyncio.sleep(backoff_s)
+            try:
+                await asyncio.sleep(backoff_s)
+            except asyncio.CancelledError:
+                await self._clear_up()
+                raise
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
 
     async def _run_agent(self) -> int:
         """One agent, from its start to its end; ended with its group when this is cancelled."""
-        with self._open_log() as log:
-            process = await asyncio.create_subprocess_exec(
-                *self._command(),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environment(),
-                start_new_session=True,
-            )
+        process = await self._start_agent()
         self._pid = process.pid
         self._remember(process.pid)
         try:
@@ -150,6 +149,23 @@ class LocalPlatform:
             raise
         finally:
             self._pid = 0
+
+    async def _start_agent(self) -> asyncio.subprocess.Process:
+        """It takes SIGTERM from when it can end what an earlier agent left; one that comes sooner waits."""
+        with self._open_log() as log, _deferred(signal.SIGTERM):
+            return await asyncio.create_subprocess_exec(
+                *self._command(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+                start_new_session=True,
+            )
+
+    async def _clear_up(self) -> None:
+        """End what a dead agent left running: by another one that ends at once."""
+        process = await self._start_agent()
+        await self._stop(process.pid, process.wait())
 
     async def _watch_adopted(self, agent: AgentFile) -> None:
         """Until an agent that an earlier site started is gone."""
@@ -177,7 +193,8 @@ class LocalPlatform:
         node = self._bookings.nodes[0].node
         command = [sys.executable, "-m", "isthmus.node.agent", "--site", self._agent_url, "--node", node]
         command += ["--state", str(self._state)]
-        return command + (["--parent", str(self._parent)] if self._parent else [])
+        command += ["--parent", str(self._parent)] if self._parent else []
+        return command + (["--ephemeral"] if self._is_ephemeral else [])
 
     def _environment(self) -> dict[str, str]:
         """Secrets go by environment, never by the command line, which every user of the machine can read."""
@@ -217,6 +234,16 @@ class LocalPlatform:
         with contextlib.suppress(ProcessLookupError):
             os.kill(agent.pid, signal.SIGKILL)  # only the agent: its executors are adopted by the next one
         return None
+
+
+@contextlib.contextmanager
+def _deferred(number: signal.Signals) -> Iterator[None]:
+    """Processes started meanwhile begin with this signal blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def _gone(agent: AgentFile) -> None:

@@ -134,7 +134,7 @@ class _Embedded:
                 self._process.kill()
                 self._process.wait()
         if self._process.returncode != 0:
-            _end_agent(Path(self._home.name) / "state")
+            _end_agent(Path(self._home.name))
         self._home.cleanup()
 
 
@@ -150,11 +150,10 @@ def _end_agent(state: Path) -> None:
         time.sleep(AGENT_POLL_S)
 
 
-def _start(home: Path) -> _Ready:
+def _start(state: Path) -> _Ready:
     """Start `isthmus up --ephemeral` and wait for the line it writes when it is ready."""
     receiver, sender = os.pipe()
-    state, log_path = home / "state", home / "embedded.log"
-    with os.fdopen(receiver, "rb", buffering=0) as ready, log_path.open("wb") as log_file:
+    with os.fdopen(receiver, "rb", buffering=0) as ready, tempfile.TemporaryFile() as log_file:
         command = [sys.executable, "-m", "isthmus", "up", "--ephemeral", "--parent", str(os.getpid()),
                    "--state", str(state), "--ready-fd", str(sender)]  # fmt: skip
         try:
@@ -165,11 +164,14 @@ def _start(home: Path) -> _Ready:
         finally:
             os.close(sender)
         line = _read_line(ready.fileno(), time.monotonic() + START_TIMEOUT_S)
-    if not line:
-        process.kill()
-        process.wait()
-        tail = log_path.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
-        raise SiteUnavailableError(f"the embedded site did not start; its last words:\n{tail or '(none)'}")
+        if not line:
+            process.kill()
+            process.wait()
+            log_file.seek(0)
+            tail = log_file.read()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
+            raise SiteUnavailableError(
+                f"the embedded site did not start; its last words:\n{tail or '(none)'}"
+            )
     url = msgspec.convert(json.loads(line), SiteFile).url
     return _Ready(process, Endpoint(url, (state / discovery.KEY_FILE).read_text("ascii").strip()))
 

@@ -32,8 +32,8 @@ from isthmus.sdk.calls import Payload
 from isthmus.sdk.dispatch import Dispatch
 from isthmus.sdk.futures import Future
 from isthmus.sdk.keeping import Keeper, with_count
-from isthmus.sdk.latency import HOT_GAP_S, Latencies
-from isthmus.sdk.links import Link
+from isthmus.sdk.latency import Latencies
+from isthmus.sdk.links import TRUST_S, Link
 from isthmus.sdk.progress import Progress
 from isthmus.sdk.supply import Holding, Supply
 from isthmus.sdk.work import Call, Executor, Pool
@@ -430,7 +430,7 @@ class Engine(Progress):
         deadline_ns = 0
         if call.deadline_s != work.NEVER:
             deadline_ns = max(int((call.deadline_s - call.sent_s) * 1e9), 1)
-        if len(executor.inflight) == 1 and call.sent_s - executor.last_s > HOT_GAP_S and link.has_ended():
+        if len(executor.inflight) == 1 and call.sent_s - executor.last_s > TRUST_S and link.has_ended():
             self.core.unsent(executor, call, monotonic())
             return
         if payload.future is not None:

@@ -13,6 +13,7 @@ from isthmus.fabric.frames import Kind
 from isthmus.sdk.definitions import Definition
 from isthmus.sdk.supply import Holding
 
+TRUST_S = 0.0002  # an executor that answered this recently is not asked whether it lives; asking costs 2 us
 _CALL = int(Kind.CALL)
 
 

@@ -32,7 +32,7 @@ from isthmus.sdk.function import FunctionSpec, Retry
 from isthmus.sdk.futures import Driver, Future
 from isthmus.sdk.groups import GroupCall
 from isthmus.sdk.latency import HOT_GAP_S, LatencyReport
-from isthmus.sdk.links import Link
+from isthmus.sdk.links import TRUST_S, Link
 from isthmus.sdk.mapping import MapOptions, Mapping
 from isthmus.sdk.plans import Plans
 from isthmus.sdk.streaming import Inbox, Stream
@@ -99,7 +99,7 @@ class Site:
         if executor.inflight or not dash.link.open or engine.guests:
             return self._call_slowly(fn, args, kwargs)
         began_s = perf_counter()
-        if (idle_s := began_s - executor.last_s) > HOT_GAP_S and dash.has_ended():
+        if (idle_s := began_s - executor.last_s) > TRUST_S and dash.has_ended():
             return self._call_slowly(fn, args, kwargs)
         if (engine.dashing or not self._take_baton(False)) and not engine.take_baton_to_dash():
             return self._call_slowly(fn, args, kwargs)
