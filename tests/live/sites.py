@@ -35,6 +35,11 @@ class RunningSite:
         self.process.send_signal(number)
         return self.process.wait(READY_TIMEOUT_S)
 
+    def is_running(self, name: bytes) -> bool:
+        """Whether a process of that name descends from it."""
+        commands = (Path(f"/proc/{pid}/cmdline") for pid in self.descendants())
+        return any(command.read_bytes().startswith(name) for command in commands if command.exists())
+
     def descendants(self) -> list[int]:
         return _descendants(self.process.pid)
 

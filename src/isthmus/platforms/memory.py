@@ -1,5 +1,7 @@
 """The twin: a platform of made-up nodes in memory, with faults on demand, for tests and simulation."""
 
+import asyncio
+
 from isthmus.core.errors import NoCapacityError, SiteUnavailableError
 from isthmus.core.ids import AllocationId, NodeId
 from isthmus.core.model import LeaseClass, Node, Resources
@@ -10,6 +12,7 @@ from isthmus.platforms.platform import Allocation, AllocationState
 class MemoryPlatform:
     """
     is_unreachable  every call raises SiteUnavailableError, and `allocations` cannot tell
+    answers         cleared, `nodes` does not return
     is_full         `acquire` refuses new allocations, whatever is free
     """
 
@@ -19,6 +22,8 @@ class MemoryPlatform:
     def __init__(self, nodes: tuple[Node, ...] = ()) -> None:
         self._bookings = Bookings(nodes)
         self._preempted: dict[AllocationId, AllocationState] = {}
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.is_unreachable = False
         self.is_full = False
 
@@ -26,6 +31,7 @@ class MemoryPlatform:
         return
 
     async def nodes(self) -> tuple[Node, ...]:
+        await self.answers.wait()
         self._reach()
         return self._bookings.nodes
 

@@ -34,7 +34,8 @@ def configure(path: Path, level: int = logging.INFO) -> None:
     screen.setLevel(logging.ERROR)
     screen.setFormatter(_formatter(structlog.dev.ConsoleRenderer(colors=False)))
     logging.basicConfig(level=level, handlers=[file, screen], force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for chatty in ("uvicorn", "httpx", "asyncssh"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

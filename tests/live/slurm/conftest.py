@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import isthmus
+from isthmus.platforms.slurm.tokens import expiry_s
 from tests.live.sites import RunningSite, running_site
 from tests.live.slurm.logins import MISSING, LoginNode
 from tests.live.slurm.waiting import free_ports, wait_for
@@ -44,6 +45,10 @@ class Cluster:
     def token(self, life_s: int = 3600) -> str:
         """A JSON web token of this user."""
         return self.run("scontrol", "token", f"lifespan={life_s}").strip().removeprefix("SLURM_JWT=")
+
+    @staticmethod
+    def is_expired(token: str) -> bool:
+        return expiry_s(token) < time.time()
 
     def jobs(self, states: str = "R") -> list[int]:
         return [int(line) for line in self.run("squeue", "-h", "-t", states, "-o", "%A").split()]

@@ -57,9 +57,10 @@ class LoginNode:
 
     def stop(self) -> None:
         """It and all connections that it has."""
-        self.cut()
-        self._process.terminate()
-        self._process.wait(10)
+        if self._process.poll() is None:
+            self.cut()
+            self._process.terminate()
+            self._process.wait(10)
 
     def cut(self) -> None:
         """End all connections, as a broken network would: what runs in them does not hear of it."""

@@ -144,18 +144,26 @@ def test_a_suspended_job_keeps_its_lease(cluster, open_site):
         assert isthmus_site.call(remote.where)["job"] == job
 
 
+@pytest.fixture
+def spoil(cluster, tmp_path):
+    """Puts a wrapper of a tool first on PATH, which does something else while the file `broken` is there."""
+
+    def spoilt(tool, instead):
+        real = cluster.run("which", tool).strip()
+        (tmp_path / "bin").mkdir()
+        wrapper = tmp_path / "bin" / tool
+        wrapper.write_text(
+            f'#!/bin/sh\n[ -e {tmp_path}/broken ] && {{ {instead}; exit 0; }}\nexec {real} "$@"\n'
+        )
+        wrapper.chmod(0o755)
+        return f"{tmp_path}/bin:{os.environ['PATH']}"
+
+    return spoilt
+
+
 @pytest.mark.parametrize("tool", ["squeue", "sinfo"])
-def test_garbled_output_changes_nothing(cluster, open_site, tmp_path, tool):
-    """A wrapper of the tool that prints half a line, found first on PATH once a file says so."""
-    real = cluster.run("which", tool).strip()
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    wrapper = tools / tool
-    wrapper.write_text(
-        f'#!/bin/sh\n[ -e {tmp_path}/broken ] && {{ printf "1|n1|RUN"; exit 0; }}\nexec {real} "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    with open_site(PATH=f"{tools}:{os.environ['PATH']}") as site, connected(site) as isthmus_site:
+def test_garbled_output_changes_nothing(open_site, tmp_path, spoil, tool):
+    with open_site(PATH=spoil(tool, 'printf "1|n1|RUN"')) as site, connected(site) as isthmus_site:
         job = isthmus_site.call(remote.where)["job"]
         (tmp_path / "broken").touch()
         time.sleep(1.5)  # several ticks
@@ -163,3 +171,20 @@ def test_garbled_output_changes_nothing(cluster, open_site, tmp_path, tool):
         (tmp_path / "broken").unlink()
         time.sleep(1.0)
         assert isthmus_site.call(remote.where)["job"] == job
+
+
+def test_while_slurm_is_slow_leases_are_given_and_ended(open_site, tmp_path, spoil):
+    """A squeue that takes longer than the test: no survey ends, and everything else goes on."""
+    patient = {"ISTHMUS_SLURM__COMMAND_TIMEOUT_S": "60", "PATH": spoil("squeue", "exec sleep 50")}
+    with open_site(**patient) as site, connected(site) as isthmus_site:
+        job = isthmus_site.call(remote.where)["job"]
+        (tmp_path / "broken").touch()
+        wait_for(lambda: site.is_running(b"sleep"))
+        with site.client() as client:
+            reply = client.post("/v1/leases", json={"resources": {"cores": 1, "memory": "64MiB"}})
+            assert reply.status_code == 201, reply.text
+            (grant,) = reply.json()["grants"]
+            assert client.delete(f"/v1/leases/{grant['lease']}").status_code == 200
+        assert isthmus_site.call(remote.where)["job"] == job
+        assert site.is_running(b"sleep")
+        (tmp_path / "broken").unlink()

@@ -611,3 +611,12 @@ def _running(room: Room, lease: LeaseId) -> RunningLease:
     return RunningLease(
         lease=lease, executors=(known,) if known else (), deadline_s=room.clock.now() + 30.0, usage=Usage()
     )
+
+
+@in_a_room()
+async def test_a_platform_that_does_not_answer_holds_up_no_decision(room: Room) -> None:
+    lease = await _lease(room)
+    room.platform.answers.clear()
+    await room.clock.sleep(room.platform.survey_s + SETTINGS.lease_s + SETTINGS.grace_s + 1)
+    assert _end_of(room, lease) == (LeaseState.ENDED, EndReason.EXPIRED)
+    room.platform.answers.set()

@@ -28,7 +28,8 @@ SETTINGS = SlurmSettings(partition="batch", elastic_partition="scavenge", accoun
 
 OLD_JOB = {
     "job_id": 12, "nodes": "n2", "job_state": "RUNNING", "state_reason": "None", "cpus": 2,
-    "user_name": "ada", "memory_per_node": 100, "tres_alloc_str": "cpu=2,mem=100M,node=1", "end_time": 1795511987,
+    "user_name": "ada", "memory_per_node": 100, "tres_alloc_str": "cpu=2,mem=100M,node=1",
+    "end_time": 1795511987,
     "comment": "isthmus:5173:al_1", "preempt_time": 0,
 }  # fmt: skip
 NEW_JOB = OLD_JOB | {

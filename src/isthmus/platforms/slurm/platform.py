@@ -132,7 +132,7 @@ class SlurmPlatform:
         try:
             reading = await self._watch.jobs()
         except SiteUnavailableError as error:
-            _log.warning("squeue cannot be read; nothing changes", why=str(error))
+            _log.warning("Slurm's jobs cannot be read; nothing changes", why=str(error))
             return None
         states: dict[AllocationId, AllocationState] = {}
         for job in reading.rows:
@@ -334,7 +334,7 @@ class SlurmPlatform:
         taking = self._acquiring.get(allocation)
         if taking is not None and taking is not asyncio.current_task():
             taking.cancel()
-        held = self._held.get(allocation)
+        held = self._held.get(allocation) or await self._found(allocation)
         if held is None:
             await self._cancel_named(allocation)
         else:
@@ -345,6 +345,18 @@ class SlurmPlatform:
             )
             self._cleaning.add(cleaning)
             cleaning.add_done_callback(self._cleaning.discard)
+
+    async def _found(self, allocation: AllocationId) -> _Held | None:
+        """A job of ours that no survey has told of yet, because this site has just come back."""
+        try:
+            reading = await self._watch.jobs()
+        except SiteUnavailableError:
+            return None
+        for job in reading.rows:
+            is_running = reasons.allocation_state(job.state) == "running"
+            if is_running and allocation_of(job, self._site) == allocation:
+                self._adopt(allocation, job)
+        return self._held.get(allocation)
 
     async def _clean(self, allocation: AllocationId, job: int) -> None:
         """Once Slurm has ended all that ran in it, remove what its agent wrote."""
