@@ -60,10 +60,22 @@ def find(role: str, root: int | None = None) -> list[int]:
     return [process.pid for process in descendants(root) if process.role == role]
 
 
+def zygotes() -> tuple[list[int], list[int]]:
+    """Zygotes below this process, and the executors forked from them."""
+    alive = descendants()
+    roles = {process.pid: process.role for process in alive}
+    forked = [one for one in alive if one.role == "zygote" and roles.get(one.parent) != "agent"]
+    forks = {one.pid for one in forked}
+    return [one.pid for one in alive if one.role == "zygote" and one.pid not in forks], sorted(forks)
+
+
 def cgroups(pids: list[int]) -> set[Path]:
-    """The cgroup directories these processes are in, those of this process itself left out."""
+    """The cgroup directories below the hierarchies' roots that these processes are in, those of this process
+    itself left out.
+    """
     own = _cgroups_of(os.getpid())
-    return set().union(*(_cgroups_of(pid) for pid in pids)) - own
+    found = set().union(*(_cgroups_of(pid) for pid in pids)) - own
+    return {path for path in found if (path.parent / "cgroup.procs").exists()}  # roots have no such parent
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:

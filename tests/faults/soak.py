@@ -117,13 +117,9 @@ class Soak:
         if kind == "site":
             return [self._site.pid]
         if kind == "agent":
-            return census.find("agent", self._site.pid)
-        executors = [pid for pid in census.find("zygote") if soak_client.is_session_leader(pid)]
-        return (
-            executors
-            if kind == "executor"
-            else [pid for pid in census.find("zygote") if pid not in executors]
-        )
+            return census.find("agent")
+        zygotes, executors = census.zygotes()
+        return executors if kind == "executor" else zygotes
 
     def _restart(self) -> None:
         if self._site.poll() is not None:

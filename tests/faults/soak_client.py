@@ -169,13 +169,6 @@ def _check_durable(calls: dict[int, str], endpoint: Endpoint, counts: Counter[st
     return failures
 
 
-def is_session_leader(pid: int) -> bool:
-    try:
-        return os.getsid(pid) == pid
-    except ProcessLookupError:
-        return False
-
-
 def main(url: str, journal: str, seed: str) -> None:
     with isthmus.connect(url, api_key=os.environ["ISTHMUS_CLIENT__API_KEY"]) as site:
         client = Client(site, Journal(Path(journal)), int(seed))

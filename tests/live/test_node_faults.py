@@ -56,7 +56,7 @@ def test_a_killed_executor_is_reported_and_ends_its_lease(node: tuple[Site, Agen
         assert client.frame(call, 5).kind == Kind.LOST
         assert time.monotonic() - killed_s < 1
     assert site.wait_report(ExecutorEnded, lease="ls_a").detail == "signal SIGKILL"
-    assert ended(site, "ls_a").reason == EndReason.EXITED
+    assert ended(site, "ls_a").reason == EndReason.KILLED
     assert start_lease(site, "ls_b").pid != executor.pid
 
 
@@ -107,7 +107,7 @@ def test_an_executor_that_died_without_an_agent_is_reported_by_the_next(node: tu
     os.kill(executor.pid, signal.SIGKILL)
     successor = Agent(site, agent.state)
     try:
-        assert ended(site, "ls_a").reason == EndReason.EXITED
+        assert ended(site, "ls_a").reason == EndReason.KILLED
         assert site.hellos[-1].running == ()
         free = start_lease(site, "ls_b", resources=Resources(cores=os.cpu_count() or 1, memory="64MiB"))
         assert free is not None

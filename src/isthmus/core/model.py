@@ -100,10 +100,10 @@ class EndReason(enum.StrEnum):
     EXPIRED = "expired"  # nobody renewed it
     IDLE = "idle"  # its pool scaled down
     EVICTED = "evicted"  # policy, quota or the node's owner took it back
-    DENIED = "denied"
     CANCELLED = "cancelled"  # the request was withdrawn before the grant
     FAILED = "failed"  # it could not be started, or its executor kept dying
     EXITED = "exited"  # the function ended the process; detail has the exit code or signal
+    KILLED = "killed"  # SIGKILL, or a death that nobody saw: hardly the function's own doing
     OUT_OF_MEMORY = "out_of_memory"
     NODE_LOST = "node_lost"
     SITE_STOPPED = "site_stopped"

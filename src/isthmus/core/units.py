@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them, turned into numbers once, at the edge."""
+"""Sizes as people write them, turned into numbers once, at the edge; numbers as people read them."""
 
 import re
 
@@ -13,9 +13,7 @@ _BYTES = {
     "GI": 2**30,
     "TI": 2**40,
 }
-_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?\s*", re.IGNORECASE)
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*")
 
 
 def parse_bytes(text: str | int) -> int:
@@ -28,18 +26,6 @@ def parse_bytes(text: str | int) -> int:
     if match is None:
         raise ValueError(f"not a size: {text!r}; write for example '512MiB', '2GiB' or '1.5TB'")
     return int(float(match[1]) * _BYTES[(match[2] or "").upper()])
-
-
-def parse_seconds(text: str | float) -> float:
-    """`"250ms"`, `"30s"`, `"2h"` or a number, in seconds. Raises ValueError with the accepted forms."""
-    if isinstance(text, (int, float)):
-        if text < 0:
-            raise ValueError(f"a duration cannot be negative: {text}")
-        return float(text)
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise ValueError(f"not a duration: {text!r}; write for example '250ms', '30s' or '2h'")
-    return float(match[1]) * _SECONDS[match[2] or "s"]
 
 
 def format_bytes(count: int) -> str:

@@ -84,10 +84,6 @@ class Header(NamedTuple):
     data_bytes: int
 
 
-def pack_header(header: Header) -> bytes:
-    return HEADER.pack(FRAME_VERSION, *header, 0)
-
-
 def unpack_header(data: bytes | bytearray | memoryview) -> Header:
     """A header from a socket. Raises FrameError when it is of no known kind or announces impossible sizes."""
     if len(data) != HEADER_BYTES:

@@ -112,7 +112,6 @@ class FreeResources(Effect, frozen=True):
 
 
 OPEN = frozenset({LeaseState.STARTING, LeaseState.ACTIVE, LeaseState.DRAINING})
-BEFORE_START = frozenset({LeaseState.REQUESTED, LeaseState.GRANTED})
 Effects = tuple[Effect, ...]
 
 

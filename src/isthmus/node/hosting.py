@@ -389,7 +389,8 @@ class Host:
             return EndReason.EXITED, "killed on request"
         if time.monotonic_ns() > hosted.deadline_ns and executor.status in (-signal.SIGKILL, None):
             return EndReason.EXPIRED, "nobody renewed it, and its executor ended itself"
-        return EndReason.EXITED, describe_exit(executor.status)
+        from_outside = executor.status in (-signal.SIGKILL, None)
+        return EndReason.KILLED if from_outside else EndReason.EXITED, describe_exit(executor.status)
 
     async def _stop(self, hosted: Hosted, grace_s: float) -> None:
         """SIGTERM, the grace, SIGKILL."""

@@ -174,7 +174,7 @@ class ExecutorEnded(Message, frozen=True):
 
     lease: LeaseId
     executor: ExecutorId
-    reason: EndReason  # EXITED or OUT_OF_MEMORY
+    reason: EndReason  # EXITED, KILLED or OUT_OF_MEMORY
     detail: str
 
 

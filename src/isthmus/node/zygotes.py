@@ -5,6 +5,7 @@ Not here: the zygote process itself (`zygote.py`), what an environment needs on 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -38,6 +39,7 @@ from isthmus.node.assignments import (
 from isthmus.node.isolation import Isolation, reserve_name
 from isthmus.node.processes import send_signal
 
+START_ATTEMPTS = 3
 START_S = 60.0  # imports of a preload may be slow on a shared file system
 FORK_S = 30.0  # for one fork, and for its first words; long only on a machine that swaps
 SPARES_MAX = 16
@@ -331,6 +333,13 @@ class Zygotes:
             await self.stop(environment)
 
     async def _start(self, environment: Environment, python: str) -> Zygote:
+        """Raises FunctionLoadError. One that is killed at its start gets another try: it did not do that."""
+        for _ in range(START_ATTEMPTS - 1):
+            with contextlib.suppress(_KilledError):
+                return await self._launch(environment, python)
+        return await self._launch(environment, python)
+
+    async def _launch(self, environment: Environment, python: str) -> Zygote:
         ours, theirs = assignments.pair()
         preparation = Preparation(
             sys_path=environment.sys_path, preload=environment.preload, fabric=self._fabric
@@ -354,6 +363,10 @@ class Zygotes:
         return Zygote(process, ours, self.exits, self._isolation)
 
 
+class _KilledError(FunctionLoadError):
+    """A signal ended the interpreter before it was ready."""
+
+
 async def _await_start(control: socket.socket, process: subprocess.Popen[bytes]) -> None:
     try:
         async with asyncio.timeout(START_S):
@@ -370,9 +383,10 @@ async def _await_start(control: socket.socket, process: subprocess.Popen[bytes])
         case Broken(message=message):
             raise FunctionLoadError(message)
         case _:
-            raise FunctionLoadError(
-                f"the environment's interpreter ended at its start with status {process.wait()}; "
-                "see the agent's log"
+            status = process.wait()
+            kind = _KilledError if status < 0 else FunctionLoadError
+            raise kind(
+                f"the environment's interpreter ended at its start with status {status}; see the agent's log"
             )
 
 

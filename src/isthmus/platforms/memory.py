@@ -67,9 +67,6 @@ class MemoryPlatform:
         self._bookings.free(allocation)
         self._preempted[allocation] = "ended"
 
-    def add_node(self, node: Node) -> None:
-        self._bookings.nodes = (*self._bookings.nodes, node)
-
     def _reach(self) -> None:
         if self.is_unreachable:
             raise SiteUnavailableError("the platform does not answer, because a test says so")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.core.ids import new_id
-from isthmus.core.units import format_bytes, format_seconds, parse_bytes, parse_seconds
+from isthmus.core.units import format_bytes, format_seconds, parse_bytes
 
 
 def test_ids_carry_their_prefix_and_are_unique() -> None:
@@ -40,20 +40,6 @@ def test_sizes_are_read(text: str | int, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str | int) -> None:
     with pytest.raises(ValueError, match="size"):
         parse_bytes(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("250ms", 0.25), ("30s", 30.0), ("2h", 7200.0), ("5", 5.0), (1.5, 1.5), ("1.5 m", 90.0)],
-)
-def test_durations_are_read(text: str | float, seconds: float) -> None:
-    assert parse_seconds(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "s", "-5s", "1 week", -0.1])
-def test_what_is_no_duration_is_refused(text: str | float) -> None:
-    with pytest.raises(ValueError, match="duration"):
-        parse_seconds(text)
 
 
 @given(count=st.integers(0, 2**60))

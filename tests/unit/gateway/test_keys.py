@@ -4,7 +4,7 @@ import stat
 import pytest
 
 from isthmus.core.api import NewKey
-from isthmus.core.clock import ManualClock
+from isthmus.core.clock import SystemClock
 from isthmus.core.errors import AuthError, InvalidRequestError, NotFoundError
 from isthmus.core.ids import KeyId, TenantId
 from isthmus.core.model import Quota
@@ -20,7 +20,7 @@ def open_store(tmp_path):
     stores = []
 
     def open_again():
-        stores.append(KeyStore(tmp_path / "keys.sqlite3", ManualClock()))
+        stores.append(KeyStore(tmp_path / "keys.sqlite3", SystemClock()))
         return stores[-1]
 
     yield open_again

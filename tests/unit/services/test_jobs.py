@@ -29,6 +29,7 @@ from isthmus.fabric.codec import decode_error
 from isthmus.fabric.frames import Kind, Welcome
 from isthmus.fabric.sockets import SocketDomain
 from isthmus.services.jobs import CallStore, Jobs, Relay
+from isthmus.services.jobs.jobs import KILLS_MAX
 from isthmus.services.jobs.store import Ending
 
 RESULT_BYTES_MAX = 100_000
@@ -266,6 +267,18 @@ def test_a_dead_executor_is_told_as_such_with_its_exit_code(tmp_path):
             assert "ExecutorLostError" in result.detail
             assert "code 9" in result.detail
             assert type(decode_error(result.meta, result.data)).__name__ == "ExecutorLostError"
+
+    asyncio.run(scenario())
+
+
+def test_a_call_without_retries_bears_kills_of_its_executor_but_not_for_ever(tmp_path):
+    async def scenario():
+        leases = Leases(tmp_path, slots=1)
+        leases.end_reason = EndReason.KILLED
+        async with running(tmp_path, leases) as jobs:
+            submitted = await jobs.submit(ADA, call(b"die"))
+            assert (await finished(jobs, ADA, submitted)).state == "failed"
+            assert (await jobs.call(ADA, submitted.call)).attempts == 1 + KILLS_MAX
 
     asyncio.run(scenario())
 

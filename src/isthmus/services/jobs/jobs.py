@@ -5,7 +5,8 @@ A call is on disk before its client hears of it (`store.py`); a loop here starts
 with the fewest running calls first. How an attempt ended decides what follows:
 
     a result                                         done
-    the function's exception, a dead executor        retried with backoff while `retries` last, then failed
+    the function's exception                         retried with backoff while `retries` last, then failed
+    a dead executor                                  the same; if it was killed, KILLS_MAX times in any case
     timeout_s passed                                 failed
     evicted, node lost, link broken, refused         started again elsewhere; charged to nobody
 The site stores and relays bytes; only the tenant's executor decodes them.
@@ -34,6 +35,7 @@ from isthmus.services.jobs.slots import LeaseSource, Slot, Slots
 from isthmus.services.jobs.store import CallStore, Ending, QueuedCall
 from isthmus.telemetry import metrics
 
+KILLS_MAX = 3  # of its executor, that a call bears; one that brings them about itself must come to an end
 CANCEL_GRACE_S = 2.0  # for the function to notice; then its executor is killed
 AUTOPSY_S = 3.0  # how long the agent's report about a dead executor is waited for
 _AUTOPSY_POLL_S = 0.1
@@ -51,13 +53,14 @@ _log = structlog.get_logger("services.jobs")
 
 
 class _Retry(NamedTuple):
-    """The attempt came to nothing. `charge`: it counts against the call's retries, and fails it when none is
-    left.
+    """The attempt came to nothing. `charge`: it counts against the call's retries, of which there are `least`
+    at least, and fails it when none is left.
     """
 
     charge: bool
     error: errors.IsthmusError
     answer: Answer | None = None
+    least: int = 0
 
 
 class _Running:
@@ -282,8 +285,9 @@ class Jobs:
             case EndReason.OUT_OF_MEMORY:
                 words = f"went over its memory ({slot.shape.resources.memory}): {lease.end_detail}"
                 return _Retry(True, errors.MemoryLimitError(f"the executor {words}; ask for more"))
-            case EndReason.EXITED:
-                return _Retry(True, errors.ExecutorLostError(f"the executor died: {lease.end_detail}"))
+            case EndReason.EXITED | EndReason.KILLED as reason:
+                lost = errors.ExecutorLostError(f"the executor died: {lease.end_detail}")
+                return _Retry(True, lost, least=KILLS_MAX if reason is EndReason.KILLED else 0)
             case None:
                 return _Retry(False, error)
             case reason:
@@ -298,7 +302,7 @@ class Jobs:
 
     async def _retry(self, queued: QueuedCall, outcome: _Retry) -> None:
         charged = queued.charged + outcome.charge
-        if charged > queued.body.retries:
+        if charged > max(queued.body.retries, outcome.least):
             await self._end(queued.call, _failed_for_good(outcome))
         elif queued.attempts + 1 >= self._settings.attempts_max:
             words = f"{queued.attempts + 1} attempts came to nothing, the last one because: {outcome.error}"
