@@ -10,21 +10,57 @@ from collections.abc import Iterator
 import pytest
 
 from isthmus.core.ids import LeaseId
-from isthmus.node.isolation import CgroupV1, CgroupV2, Isolation, Rlimits, Share, reserve_name
+from isthmus.node.isolation import CgroupV1, CgroupV2, Isolation, Rlimits, Share, SystemdScope, reserve_name
+from isthmus.node.isolation.isolation import PIDS_MAX
 from isthmus.node.processes import is_alive, start_ticks
 
 pytestmark = pytest.mark.live
 LEASE = LeaseId("ls_live")
 MIB = 2**20
+REQUIRED = os.environ.get("ISTHMUS_TEST_REQUIRES", "").split(",")  # mechanisms that must work here
+KINDS = [CgroupV2, CgroupV1, Rlimits]
+if "systemd" in REQUIRED:  # only there: it moves this very process
+    KINDS.append(SystemdScope)
+FORKS = 600  # more than PIDS_MAX
 _EAT = "data = bytearray(b'x') * (512 * 2**20); print(len(data))"
+_SHOW_CORES = """
+from pathlib import Path
+quota = Path("/sys/fs/cgroup" + Path("/proc/self/cgroup").read_text().split("::")[-1].strip(), "cpu.max")
+limited = quota.exists() and not quota.read_text().startswith("max")
+print(quota.read_text().strip() if limited else os.sched_getaffinity(0))
+"""
+_BOMB = f"""
+forked = []
+try:
+    while len(forked) < {FORKS}:
+        forked.append(os.fork())
+        if not forked[-1]:
+            time.sleep(600)
+except OSError:
+    pass
+for pid in forked:
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+print(len(forked))
+"""
+_AGENT = """
+import sys
+from isthmus.core.ids import LeaseId
+from isthmus.node import isolation
+kind, tag, pid = sys.argv[1:]
+mine = getattr(isolation, kind)(tag)
+assert mine.probe() == ""
+mine.create(LeaseId("ls_live"), isolation.Share((0,), 2**28))
+mine.attach(LeaseId("ls_live"), int(pid))
+"""
 
 
-@pytest.fixture(params=[CgroupV2, CgroupV1, Rlimits], ids=lambda kind: kind.mechanism)
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.mechanism)
 def isolation(request: pytest.FixtureRequest) -> Iterator[Isolation]:
     isolation: Isolation = request.param(f"t{secrets.token_hex(4)}")
     reason = isolation.probe()
     if reason:
-        pytest.skip(reason)
+        (pytest.fail if isolation.mechanism in REQUIRED else pytest.skip)(reason)
     yield isolation
     isolation.destroy(LEASE)
     assert isolation.remains() == []
@@ -63,10 +99,23 @@ def test_a_probe_leaves_nothing_behind(isolation: Isolation) -> None:
 def test_an_attached_process_runs_on_the_lease_s_cores(isolation: Isolation, children: list) -> None:
     core = max(os.sched_getaffinity(0))
     isolation.create(LEASE, Share((core,), 256 * MIB))
-    child = _start(children, "print(os.sched_getaffinity(0))")
+    child = _start(children, _SHOW_CORES)
     isolation.attach(LEASE, child.pid)
     isolation.attach(LEASE, child.pid)
-    assert _go(child) == (f"{{{core}}}\n", 0)
+    assert _go(child) == (_cores_shown(isolation, core), 0)
+
+
+def _cores_shown(isolation: Isolation, core: int) -> str:
+    """What a process under a lease of this core says of it."""
+    return "100000 100000\n" if isolation.enforcement.cores == "cpu-quota" else f"{{{core}}}\n"
+
+
+def test_a_fork_bomb_stays_inside_its_lease(isolation: Isolation, children: list) -> None:
+    isolation.create(LEASE, Share((0,), 512 * MIB))
+    child = _start(children, _BOMB)
+    isolation.attach(LEASE, child.pid)
+    said, _ = _go(child)
+    assert int(said) == (FORKS if isolation.mechanism == "none" else PIDS_MAX - 1)
 
 
 def test_memory_beyond_the_lease_is_not_to_be_had(isolation: Isolation, children: list) -> None:
@@ -119,11 +168,11 @@ def test_destroying_a_lease_takes_its_children_and_grandchildren(
 
 def test_a_reserved_process_is_under_the_lease_that_takes_it(isolation: Isolation, children: list) -> None:
     core = min(os.sched_getaffinity(0))
-    child = _start(children, "print(os.sched_getaffinity(0))")
+    child = _start(children, _SHOW_CORES)
     isolation.reserve(child.pid)
     isolation.create(LEASE, Share((core,), 128 * MIB), child.pid)
     isolation.attach(LEASE, child.pid)
-    assert _go(child) == (f"{{{core}}}\n", 0)
+    assert _go(child) == (_cores_shown(isolation, core), 0)
 
 
 def test_a_reserve_that_joins_another_lease_leaves_no_group(isolation: Isolation, children: list) -> None:
@@ -140,3 +189,16 @@ def test_a_reserve_can_be_dropped(isolation: Isolation, children: list) -> None:
     child.kill()
     isolation.destroy(reserve_name(child.pid))
     assert isolation.remains() == []
+
+
+def test_a_later_agent_finds_the_leases_of_an_earlier_one(isolation: Isolation, children: list) -> None:
+    tag = f"t{secrets.token_hex(4)}"
+    child = _start(children, "time.sleep(600)")
+    earlier = [sys.executable, "-c", _AGENT, type(isolation).__name__, tag, str(child.pid)]
+    subprocess.run(earlier, check=True, timeout=60)
+    later = type(isolation)(tag)
+    assert later.probe() == ""
+    assert later.remains() == ([] if later.mechanism == "none" else [LEASE])
+    later.destroy(LEASE)
+    assert later.remains() == []
+    assert later.mechanism == "none" or child.wait(5) == -signal.SIGKILL

@@ -24,13 +24,27 @@ def test_sets_of_cores_are_read_as_the_kernel_writes_them(text: str, cores: list
 def test_version_2_writes_every_limit(tmp_path: Path) -> None:
     group = tmp_path / "isthmus-tag-ls_a"
     group.mkdir()
-    for name in ("cpuset.cpus", "memory.max", "memory.high", "memory.swap.max", "pids.max"):
+    (tmp_path / "cgroup.controllers").write_text("cpu cpuset memory pids\n")
+    for name in ("cpuset.cpus", "cpu.weight", "memory.max", "memory.swap.max", "pids.max"):
         (group / name).touch()
     CgroupV2("tag", base=tmp_path).create(LEASE, SHARE)
     assert (group / "cpuset.cpus").read_text() == "0,2"
     assert (group / "memory.max").read_text() == str(SHARE.memory_bytes)
     assert (group / "memory.swap.max").read_text() == "0"
     assert int((group / "pids.max").read_text()) > 0
+    assert (group / "cpu.weight").read_text() == "200"
+
+
+def test_version_2_without_cpuset_gives_a_quota_and_says_so(tmp_path: Path) -> None:
+    group = tmp_path / "isthmus-tag-ls_a"
+    group.mkdir()
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    for name in ("cpu.max", "cpu.weight", "memory.max", "pids.max"):
+        (group / name).touch()
+    enforcement = CgroupV2("tag", base=tmp_path).create(LEASE, SHARE)
+    assert (group / "cpu.max").read_text() == "200000 100000"
+    assert enforcement.cores == "cpu-quota"
+    assert "no cpuset" in enforcement.detail
 
 
 def test_version_2_reads_what_a_lease_used(tmp_path: Path) -> None:
@@ -47,8 +61,8 @@ def test_version_2_reads_what_a_lease_used(tmp_path: Path) -> None:
 
 
 def test_version_2_without_controllers_says_which_are_missing(tmp_path: Path) -> None:
-    (tmp_path / "cgroup.controllers").write_text("cpu pids\n")
-    assert "cpuset, memory" in CgroupV2("tag", base=tmp_path).probe()
+    (tmp_path / "cgroup.controllers").write_text("io pids\n")
+    assert "memory, cpuset or cpu" in CgroupV2("tag", base=tmp_path).probe()
 
 
 def test_version_1_without_hierarchies_says_so() -> None:

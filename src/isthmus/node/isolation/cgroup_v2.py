@@ -2,33 +2,49 @@
 systemd.
 
 Version 2 forbids processes in a group that hands controllers to its children (except the root), so the agent
-first moves itself into a leaf of its own. That is done only where nobody else lives in the group.
+first moves itself, and the site that started it, into a leaf of its own. That is done only where nobody else
+lives in the group. Without the cpuset controller, which systemd keeps from plain users unless told otherwise,
+a lease has a quota of processor time in place of cores of its own.
 """
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from isthmus.core.ids import LeaseId
 from isthmus.core.model import Enforcement
 from isthmus.node.isolation import groups
 from isthmus.node.isolation.isolation import GROUP_PREFIX, PIDS_MAX, Consumption, Share
 
-_CONTROLLERS = ("cpuset", "memory", "pids")
+_REQUIRED = frozenset({"memory", "pids"})
+_OF_CORES = frozenset({"cpuset", "cpu"})  # one of them must be there
+LEAF = "agent"  # no lease is called so
+_PERIOD_US = 100_000  # over which a quota of processor time holds: the kernel's default
+_WEIGHT_OF_CORE, _WEIGHT_MAX = 100, 10_000  # the kernel's default for a whole group, and its limit
 
 
 class CgroupV2:
-    enforcement = Enforcement(cores="cpuset", memory="cgroup", mechanism="cgroup-v2")
-    mechanism = "cgroup-v2"
+    mechanism: Literal["cgroup-v2", "systemd"] = "cgroup-v2"
 
     def __init__(self, tag: str, base: Path | None = None) -> None:
         """base: the group to work below; by default this process's own."""
         self._prefix = f"{GROUP_PREFIX}{tag}-"
-        self._base = _own_base() if base is None else base
+        self._base = self._own_base() if base is None else base
+
+    @property
+    def enforcement(self) -> Enforcement:
+        has_cores = "cpuset" in self._controllers()
+        detail = "" if has_cores else "cores are a quota of processor time: no cpuset controller is delegated"
+        return Enforcement(
+            cores="cpuset" if has_cores else "cpu-quota",
+            memory="cgroup", mechanism=self.mechanism, detail=detail,
+        )  # fmt: skip
 
     def probe(self) -> str:
         if self._base is None:
             return "no version 2 hierarchy is mounted"
-        missing = sorted(set(_CONTROLLERS) - self._controllers())
+        offered = self._controllers()
+        missing = sorted(_REQUIRED - offered) + ([] if offered & _OF_CORES else ["cpuset or cpu"])
         if missing:
             return f"{self._base} offers no {', '.join(missing)} controller"
         lease = LeaseId("probe")
@@ -46,9 +62,8 @@ class CgroupV2:
     def create(self, lease: LeaseId, share: Share, reserved: int = 0) -> Enforcement:
         group = self._group(lease)
         group.mkdir(exist_ok=True)
-        groups.write(group / "cpuset.cpus", groups.format_cores(share.cores))
+        self._limit_cores(group, share)
         groups.write(group / "memory.max", share.memory_bytes)
-        groups.write(group / "memory.high", share.memory_bytes - share.memory_bytes // 32)
         if (group / "memory.swap.max").exists():
             groups.write(group / "memory.swap.max", 0)
         groups.write(group / "pids.max", PIDS_MAX)
@@ -73,6 +88,8 @@ class CgroupV2:
         if not group.exists():
             return
         groups.write(group / "pids.max", 0)  # or a fork bomb outruns the kills
+        if (group / "cgroup.kill").exists():  # since Linux 5.14: all at once
+            groups.write(group / "cgroup.kill", 1)
         groups.kill_all(group)
         groups.remove(group)
 
@@ -84,36 +101,50 @@ class CgroupV2:
         if self._base is None:
             return []
         names = (path.name.removeprefix(self._prefix) for path in self._base.glob(self._prefix + "*"))
-        return sorted(LeaseId(name) for name in names if name != "agent")
+        return sorted(LeaseId(name) for name in names if name != LEAF)
 
     def _group(self, lease: LeaseId) -> Path:
         assert self._base is not None
         return self._base / (self._prefix + lease)
 
     def _controllers(self) -> set[str]:
-        assert self._base is not None
+        if self._base is None:
+            return set()
         try:
             return set((self._base / "cgroup.controllers").read_text().split())
         except OSError:
             return set()
 
+    def _limit_cores(self, group: Path, share: Share) -> None:
+        offered, count = self._controllers(), len(share.cores)
+        if "cpuset" in offered:
+            groups.write(group / "cpuset.cpus", groups.format_cores(share.cores))
+        if "cpu" in offered:
+            groups.write(group / "cpu.weight", min(count * _WEIGHT_OF_CORE, _WEIGHT_MAX))
+        if "cpuset" not in offered:
+            groups.write(group / "cpu.max", f"{count * _PERIOD_US} {_PERIOD_US}")
+
     def _delegate(self) -> None:
         """Hand the controllers to our children."""
         assert self._base is not None
         control = self._base / "cgroup.subtree_control"
-        if set(_CONTROLLERS) <= set(control.read_text().split()):
+        wanted = self._controllers() & (_REQUIRED | _OF_CORES)
+        if wanted <= set(control.read_text().split()):
             return
-        wanted = " ".join(f"+{name}" for name in _CONTROLLERS)
-        if groups.pids(self._base) == [os.getpid()]:
-            leaf = self._base / f"{self._prefix}agent"
+        members = groups.pids(self._base)
+        if set(members) <= {os.getpid(), os.getppid()}:
+            leaf = self._base / f"{self._prefix}{LEAF}"
             leaf.mkdir(exist_ok=True)
-            groups.write(leaf / "cgroup.procs", os.getpid())
-        groups.write(control, wanted)
+            for pid in members:
+                groups.write(leaf / "cgroup.procs", pid)
+        groups.write(control, " ".join(f"+{name}" for name in sorted(wanted)))
 
-
-def _own_base() -> Path | None:
-    mount = groups.mounts().get("")
-    if mount is None:
-        return None
-    own = mount / groups.own_group("").lstrip("/")
-    return own if own.is_dir() else mount
+    def _own_base(self) -> Path | None:
+        """This process's own group; the one above where an agent was already moved into its leaf."""
+        mount = groups.mounts().get("")
+        if mount is None:
+            return None
+        own = mount / groups.own_group("").lstrip("/")
+        if own.name == f"{self._prefix}{LEAF}":
+            own = own.parent
+        return own if own.is_dir() else mount

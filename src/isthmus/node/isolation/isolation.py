@@ -37,9 +37,13 @@ class Isolation(Protocol):
     They raise OSError when the system refuses what it allowed at the probe.
     """
 
-    mechanism: str
-    enforcement: Enforcement
-    """What leases get from it."""
+    @property
+    def mechanism(self) -> str: ...
+
+    @property
+    def enforcement(self) -> Enforcement:
+        """What leases get from it."""
+        ...
 
     def probe(self) -> str:
         """ "" when it works here, for this user; else why not, in one line. Leaves nothing behind."""
