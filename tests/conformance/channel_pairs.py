@@ -1,7 +1,13 @@
-"""Pairs of domains for the channel suite: one in the test process, one in a process of its own."""
+"""Pairs of domains for the channel suite: one in the test process, one in a process of its own.
+
+A machine with an RDMA device has one pair more, `ucx-rdma`: both may use nothing but verbs. Its peer listens
+at ISTHMUS_TEST_PEER_HOST and is started through the command ISTHMUS_TEST_PEER_COMMAND, so that it can stand
+in another network, as if on another machine.
+"""
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +28,9 @@ from tests.conformance.channel_peer import Act, admit
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = (Kind.RESULT, Kind.ERROR, Kind.REFUSED)
+ONLY_RDMA = "rc_verbs,ud_verbs,self"
+PEER_HOST = os.environ.get("ISTHMUS_TEST_PEER_HOST", "127.0.0.1")
+PEER_COMMAND = shlex.split(os.environ.get("ISTHMUS_TEST_PEER_COMMAND", ""))
 
 
 def _ucx_missing() -> str:
@@ -33,6 +42,8 @@ def _ucx_missing() -> str:
 
 
 class Pair(NamedTuple):
+    """`scheme`: how they shake hands, `unix` or `tcp`; `rdma` is TCP, and every frame by verbs."""
+
     client: str
     server: str
     scheme: str
@@ -52,6 +63,8 @@ PAIRS = [
     pytest.param(Pair("ucx", "sockets", "unix"), id="ucx-to-sockets", marks=_NEEDS_UCX),
     pytest.param(Pair("sockets", "ucx", "unix"), id="sockets-to-ucx", marks=_NEEDS_UCX),
 ]
+if any(Path("/sys/class/infiniband").glob("*")):
+    PAIRS.append(pytest.param(Pair("ucx", "ucx", "rdma"), id="ucx-rdma", marks=_NEEDS_UCX))
 
 
 def hello(token: str = "token") -> Hello:
@@ -62,13 +75,17 @@ class PeerProcess:
     """A `channel_peer` in a process of its own."""
 
     def __init__(self, domain: str, scheme: str, directory: Path) -> None:
-        address = (
-            "tcp://127.0.0.1:0" if scheme == "tcp" else f"unix:{directory}/{domain}-{time.monotonic_ns()}"
-        )
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.conformance.channel_peer", domain, address, str(os.getpid())],
-            cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        address = {
+            "unix": f"unix:{directory}/{domain}-{time.monotonic_ns()}",
+            "tcp": "tcp://127.0.0.1:0",
+            "rdma": f"tcp://{PEER_HOST}:0",
+        }[scheme]
+        command = [sys.executable, "-m", "tests.conformance.channel_peer", domain, address, str(os.getpid())]
+        with transports(scheme):
+            self.process = subprocess.Popen(
+                PEER_COMMAND + command if scheme == "rdma" else command,
+                cwd=ROOT, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().strip()
         self.process.stdout.close()
@@ -105,10 +122,22 @@ class Peers:
 
 
 @contextlib.contextmanager
+def transports(scheme: str) -> Iterator[None]:
+    """What the domains and processes that are started within may use: all there is, or RDMA alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        if scheme == "rdma":
+            patch.setenv("UCX_TLS", ONLY_RDMA)
+        yield
+
+
+@contextlib.contextmanager
 def connected(pair: Pair, peer: PeerProcess) -> Iterator[tuple[Domain, Channel]]:
-    domain = open_domain(pair.client)
+    with transports(pair.scheme):
+        domain = open_domain(pair.client)
     try:
-        yield domain, domain.connect(peer.address, hello())
+        channel = domain.connect(peer.address, hello())
+        assert pair.scheme != "rdma" or "rc_verbs" in channel.transport, channel.transport
+        yield domain, channel
     finally:
         domain.close()
 

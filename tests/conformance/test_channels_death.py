@@ -25,7 +25,7 @@ from tests.conformance.channel_pairs import (
 )
 from tests.conformance.channel_peer import Act
 
-NOTICED_S = 1.0
+NOTICED_S = float(os.environ.get("ISTHMUS_TEST_NOTICED_S", "1"))  # more where processors are emulated
 MIB = 2**20
 
 
@@ -81,10 +81,14 @@ def test_a_call_to_a_peer_that_dies_raises(pair: Pair, mortal: PeerProcess, spin
 
 def test_frames_that_arrived_before_the_death_come_before_lost(pair: Pair, mortal: PeerProcess) -> None:
     with connected(pair, mortal) as (domain, channel):
+        ask(domain, channel, Act.ECHO)
         send(domain, channel, Act.BURST_AND_DIE, 1, b"50")
         time.sleep(0.2)  # the death shall be noticed together with the frames, not after them
         *frames, last = receive_until_lost(domain)
-        assert [frame.meta for frame in frames] == [str(number).encode() for number in range(50)] + [b"done"]
+        expected = [str(number).encode() for number in range(50)] + [b"done"]
+        if pair.scheme == "rdma":  # what the dead had not put on the wire died with it
+            expected = expected[: len(frames)]
+        assert [frame.meta for frame in frames] == expected
         assert last.kind == Kind.LOST
         assert domain.poll(0.05) is None
 

@@ -1,16 +1,18 @@
 """The RDMA device under test: a real one, or the soft-RoCE device of the guest of `make test-rdma`."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conformance.channel_pairs import ONLY_RDMA
+
 DEVICES = Path("/sys/class/infiniband")
 COUNTERS = ("hw_counters/sent_pkts", "counters/port_xmit_packets")
 COUNTER_CACHE_S_MAX = 2.0
 PACKET_BYTES_MAX = 4096  # the largest MTU of InfiniBand and RoCE
-ONLY_RDMA = "rc_verbs,ud_verbs,self"
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +20,8 @@ def device() -> str:
     names = sorted(path.name for path in DEVICES.glob("*"))
     if not names:
         pytest.skip("this machine has no RDMA device; `make test-rdma` boots a guest that has one")
-    return names[0]
+    chosen = os.environ.get("UCX_NET_DEVICES", "").split(":")[0]
+    return chosen if chosen in names else names[0]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -50,6 +50,14 @@ ip link set lo up
 ip addr add 192.0.2.1/24 dev eth0
 ip link set eth0 up
 need chroot /root /usr/bin/rdma link add rxe0 type rxe netdev eth0
+# A second network: a process in it is on another machine as far as the fabric can tell, and has the same device.
+need chroot /root /bin/ip netns add peer
+need chroot /root /bin/ip link add near type veth peer name far netns peer
+ip addr add 198.51.100.1/24 dev near
+ip link set near up
+need chroot /root /bin/ip -n peer addr add 198.51.100.2/24 dev far
+need chroot /root /bin/ip -n peer link set far up
+need chroot /root /usr/bin/rdma link add rxe1 type rxe netdev near
 say "up after $(cut -d' ' -f1 /proc/uptime) s, kernel $(uname -r)"
 
 cp /command /root/run/command

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MODULES = (
-    "virtio_pci", "virtio_net", "9pnet_virtio", "9p", "overlay",
+    "virtio_pci", "virtio_net", "veth", "9pnet_virtio", "9p", "overlay",
     "crc32_generic", "crc32c_generic", "ib_uverbs", "rdma_ucm", "rdma_rxe",
 )  # fmt: skip
 

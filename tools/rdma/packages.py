@@ -12,7 +12,10 @@ from pathlib import Path
 
 MACHINE = ("qemu-system-x86", "busybox-static")
 """What this machine runs: the emulator, and the static shell that goes into the initramfs."""
-FABRIC = ("libucx0", "ucx-utils", "ibverbs-providers", "ibverbs-utils", "perftest", "iproute2")
+FABRIC = (
+    "libucx0", "ucx-utils", "ibverbs-providers", "ibverbs-utils", "perftest", "iproute2",
+    "systemd", "dbus-user-session",
+)  # fmt: skip
 """What the guest runs in addition to this machine's own files."""
 KERNEL = "linux-image-amd64"
 FETCH_S = 300.0
@@ -25,13 +28,27 @@ class MissingPartError(Exception):
 def unpack_all(build: Path) -> None:
     """Fill `build/machine`, `build/fabric` and `build/kernel`; does nothing for those that are complete."""
     for folder, wanted in (("machine", MACHINE), ("fabric", FABRIC)):
-        if not (build / folder / ".complete").exists():
-            _unpack(build / folder, _missing(wanted))
-    if not (build / "kernel" / ".complete").exists():
-        _unpack(build / "kernel", [_kernel_package()])
+        if not _is_complete(build / folder, wanted):
+            _unpack(build / folder, _missing(wanted), wanted)
+    if not _is_complete(build / "kernel", (KERNEL,)):
+        _unpack(build / "kernel", [_kernel_package()], (KERNEL,))
+    _merge_usr(build / "fabric")
 
 
-def _unpack(folder: Path, packages: list[str]) -> None:
+def _is_complete(folder: Path, wanted: tuple[str, ...]) -> bool:
+    mark = folder / ".complete"
+    return mark.exists() and mark.read_text().split() == list(wanted)
+
+
+def _merge_usr(folder: Path) -> None:
+    """Move `lib` into `usr/lib` where this machine's own is a link: in the guest it would hide that."""
+    for name in ("bin", "sbin", "lib", "lib64"):
+        if (folder / name).is_dir() and Path("/", name).is_symlink():
+            shutil.copytree(folder / name, folder / "usr" / name, symlinks=True, dirs_exist_ok=True)
+            shutil.rmtree(folder / name)
+
+
+def _unpack(folder: Path, packages: list[str], wanted: tuple[str, ...]) -> None:
     """Download and unpack into a fresh folder; the mark comes last, so a cut-off fetch starts over."""
     shutil.rmtree(folder, ignore_errors=True)
     archives = folder.with_name(f"{folder.name}-archives")
@@ -43,7 +60,7 @@ def _unpack(folder: Path, packages: list[str]) -> None:
     for archive in sorted(archives.glob("*.deb")):
         subprocess.run(["dpkg", "-x", archive, folder], check=True)
     shutil.rmtree(archives)
-    (folder / ".complete").write_text("\n".join(packages))
+    (folder / ".complete").write_text("\n".join(wanted))
 
 
 def _missing(wanted: tuple[str, ...]) -> list[str]:

@@ -30,7 +30,7 @@ from isthmus.sdk.control import Control
 from isthmus.sdk.site import Site
 from isthmus.sdk.supply import LeaseSupply, NestedSupply, Supply
 
-START_TIMEOUT_S = 30.0  # an embedded site that is not ready by then never will be
+START_TIMEOUT_S = 60.0  # an embedded site that is not ready by then never will be
 AGENT_POLL_S = 0.02  # it is not our child, so its end is looked for
 STOP_TIMEOUT_S = 10.0  # it ends its leases within this, or is killed
 LOG_TAIL_BYTES = 4000
