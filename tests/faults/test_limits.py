@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -160,3 +161,19 @@ def test_a_client_out_of_descriptors_says_so_and_recovers(site: isthmus.Site) ->
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert site.submit(add, 1, 2).result(timeout_s=SOON_S) == 3
+
+
+@pytest.mark.timeout(300)
+def test_two_hundred_clients_at_once_each_get_their_answer(site: isthmus.Site) -> None:
+    """Two hundred open sites in one process, each with a lease of its own when its turn comes."""
+    door = doors.find()
+    together = threading.Barrier(CLIENTS)
+
+    def one(number: int) -> int:
+        together.wait(timeout=60)
+        with isthmus.connect(door.url, api_key=door.key) as client:
+            return client.submit(add, number, 1).result(timeout_s=200)
+
+    with ThreadPoolExecutor(CLIENTS) as threads:
+        results = list(threads.map(one, range(CLIENTS)))
+    assert results == [number + 1 for number in range(CLIENTS)]

@@ -142,6 +142,10 @@ class ClientSettings(Section, frozen=True):
     pool_max: Annotated[int, Meta(ge=1)] = 64
     """Leases one client holds at once for one kind of function."""
 
+    capacity_wait_s: Annotated[float, Meta(ge=0)] = 600.0
+    """How long calls without an executor wait while all cores are taken, before NoCapacityError. A call's own
+    timeout_s ends its wait sooner."""
+
 
 class SshSettings(Section, frozen=True):
     """Slurm's commands on a login node; needs `isthmus[ssh]`."""

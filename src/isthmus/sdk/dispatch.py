@@ -45,7 +45,8 @@ WINDOW_MAX = 128  # calls in flight on one executor; below the 256 credits a cha
 PREFETCH_S = 0.004  # work kept queued at an executor; more hides latency, less balances better
 GROW_BACKLOG_S = 0.05  # a backlog shorter than a cold start is not worth a lease
 GROW_PAUSE_S_MAX = 5.0
-QUEUE_WAIT_S = 30.0  # how long the site may keep us waiting when we hold nothing at all
+QUEUE_WAIT_S = 60.0  # one stay in the site's queue when we hold nothing at all; then another
+CAPACITY_WAIT_S = 600.0  # how long all of them may take before calls without an executor fail
 SITE_ATTEMPTS_MAX = 3  # requests that find no site before calls without an executor fail
 IDLE_S = 2.0  # an executor without work is given back after this
 LAST_IDLE_S = 20.0  # ... and the last one of a pool after this; others may wait for it, for QUEUE_WAIT_S
@@ -62,7 +63,8 @@ class _Due(enum.Enum):
 
 
 class Dispatch:
-    def __init__(self) -> None:
+    def __init__(self, capacity_wait_s: float = CAPACITY_WAIT_S) -> None:
+        self._capacity_wait_s = capacity_wait_s
         self.effects: list[Effect] = []
         self.pools: dict[str, Pool] = {}
         self.outstanding = 0  # calls somebody still waits for
@@ -150,7 +152,8 @@ class Dispatch:
         return pool
 
     def granted(self, pool: Pool, executors: list[Executor], now_s: float) -> None:
-        pool.requesting, pool.refusals, pool.pause_s = False, 0, GROW_PAUSE_S
+        pool.requesting, pool.pause_s = False, GROW_PAUSE_S
+        pool.refusals = pool.silences = 0
         pool.growth *= 2
         if pool.retired:  # its user left while the request was under way
             self.effects += [Release(executor) for executor in executors]
@@ -162,17 +165,17 @@ class Dispatch:
         self._assign(pool, now_s)
 
     def refused(self, pool: Pool, error: IsthmusError, now_s: float) -> None:
-        """The site gave nothing: go on with what we hold; with nothing in hand, wait once, then fail."""
+        """The site gave nothing: go on with what we hold; with nothing in hand, wait for our turn, then fail."""
         pool.requesting, pool.growth = False, 1
         if pool.executors:
             self._release_idle_elsewhere(pool, now_s)
             self._pause_growth(pool, now_s)
-            return
-        pool.refusals += 1
-        if isinstance(error, NoCapacityError) and pool.refusals == 1:
-            self._release_idle_elsewhere(pool, now_s)
-            self._request(pool, 1, QUEUE_WAIT_S)
-        elif isinstance(error, SiteUnavailableError) and pool.refusals < SITE_ATTEMPTS_MAX:
+        elif not pool.queue:  # nobody waits any more
+            pool.refusals = pool.silences = 0
+        elif isinstance(error, NoCapacityError):
+            self._queue_up(pool, error, now_s)
+        elif isinstance(error, SiteUnavailableError) and pool.silences < SITE_ATTEMPTS_MAX - 1:
+            pool.silences += 1
             self._pause_growth(pool, now_s)
         else:
             self._fail_queue(pool, error)
@@ -328,7 +331,8 @@ class Dispatch:
             or self._backlog_s(pool) < GROW_BACKLOG_S
         ):
             return
-        self._request(pool, min(room, pool.growth, len(pool.queue)), 0.0)
+        wait_s = QUEUE_WAIT_S if pool.refusals and not pool.executors else 0.0
+        self._request(pool, min(room, pool.growth, len(pool.queue)), wait_s)
 
     def _backlog_s(self, pool: Pool) -> float:
         """How long the executors at hand are busy, the queue included, judged by its first call."""
@@ -340,6 +344,19 @@ class Dispatch:
     def _request(self, pool: Pool, leases: int, wait_s: float) -> None:
         pool.requesting = True
         self.effects.append(Request(pool, leases, wait_s))
+
+    def _queue_up(self, pool: Pool, error: NoCapacityError, now_s: float) -> None:
+        """Wait at the site: at once at first, later not as fast as it may turn us away; in the end fail."""
+        pool.refusals += 1
+        pool.silences = 0
+        self._release_idle_elsewhere(pool, now_s)
+        if pool.refusals == 1:
+            pool.refused_s = now_s
+            self._request(pool, 1, QUEUE_WAIT_S)
+        elif now_s - pool.refused_s < self._capacity_wait_s:
+            self._pause_growth(pool, now_s)
+        else:
+            self._fail_queue(pool, error)
 
     def _pause_growth(self, pool: Pool, now_s: float) -> None:
         pool.grow_after_s = now_s + pool.pause_s
@@ -431,7 +448,7 @@ class Dispatch:
         self._at(now_s + backoff_s, _Due.RETRY, call)
 
     def _fail_queue(self, pool: Pool, error: BaseException) -> None:
-        pool.refusals = 0
+        pool.refusals = pool.silences = 0
         while pool.queue:
             self._settle(pool.queue.popleft(), error)
 

@@ -53,7 +53,7 @@ class Engine(Progress):
     def __init__(self, supply: Supply, settings: ClientSettings) -> None:
         super().__init__(settings.spin_s)
         self.settings = settings
-        self.core = Dispatch()
+        self.core = Dispatch(settings.capacity_wait_s)
         self.keeper = Keeper(supply, self._connect)
         self.keeper.bind(self)
         self.latencies = Latencies()

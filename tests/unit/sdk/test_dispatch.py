@@ -275,3 +275,41 @@ def test_another_pools_idle_executors_make_room_when_nothing_is_free():
     core.effects.clear()
     core.refused(other, NoCapacityError("full"), 1.0)
     assert [type(effect) for effect in core.effects] == [work.Release, work.Release, work.Request]
+
+
+def test_a_call_waits_its_turn_and_fails_in_the_end():
+    core = Dispatch(capacity_wait_s=100.0)
+    pool = core.pool("pool", None, limit=2)
+    core.submit(Call(0, pool, None, Retry()), 0.0)
+    waits_s = []
+    for now_s in (1.0, 50.0, 100.0):
+        (request,) = core.effects
+        assert isinstance(request, work.Request)
+        waits_s.append(request.wait_s)
+        core.effects.clear()
+        core.refused(pool, NoCapacityError("full"), now_s)
+        core.tick(now_s + dispatch.GROW_PAUSE_S_MAX)
+    assert waits_s == [0.0, dispatch.QUEUE_WAIT_S, dispatch.QUEUE_WAIT_S]
+    core.effects.clear()
+    core.refused(pool, NoCapacityError("still full"), 101.0)
+    (settle,) = core.effects
+    assert isinstance(settle, work.Settle)
+    assert str(settle.error) == "still full"
+
+
+def test_a_site_that_restarts_meanwhile_ends_no_wait():
+    core = Dispatch()
+    pool = core.pool("pool", None, limit=2)
+    core.submit(Call(0, pool, None, Retry()), 0.0)
+    now_s = 0.0
+    for error in (
+        [NoCapacityError("full")] * 4 + [SiteUnavailableError("down")] * 2 + [NoCapacityError("full")]
+    ):
+        (request,) = core.effects
+        assert isinstance(request, work.Request)
+        core.effects.clear()
+        now_s += 1.0
+        core.refused(pool, error, now_s)
+        now_s += dispatch.GROW_PAUSE_S_MAX
+        core.tick(now_s)
+    assert pool.queue
