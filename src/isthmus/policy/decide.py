@@ -1,42 +1,25 @@
 """Decide one request: `decide(policies, snapshot, demand) -> Decision`, with its reasons.
 
-How a decision over ten thousand nodes and fifty rules stays below a millisecond:
-
-1. Rules that do not mention `node` are evaluated once (about 1 us each).
-2. Nodes are filtered and scored in columns (`placement.py`).
-3. Rules that read only what nodes of one shape share (labels, platform, totals) are evaluated once per shape,
-   for at most SHAPES_MAX shapes of the fitting nodes. Beyond that many shapes, only those of the best nodes
-   are looked at: a `prefer` may then miss a node that packs worse, a `deny` is never missed.
-4. Rules that read what differs from node to node (its name, what is free) are evaluated only for the
-   CANDIDATES_MAX best nodes; all of them denied, the next best follow, until the request is served or no node
-   is left.
-
 Order of judgement: rules, class, pool, quota and caps, what is guaranteed to others, size, capacity, and
 where a rule, a guarantee or idleness allows it, preemption.
 
 Invariant: pure. The same arguments give the same decision, so the decision log can be replayed (`replay.py`).
 """
 
-from collections.abc import Iterator
 from typing import Literal
 
-import cel
-import msgspec
 import numpy as np
 
 from isthmus.core.ids import LeaseId, NodeId
 from isthmus.core.model import LeaseClass, Record, Resources
-from isthmus.policy import fairness, guarantees, limits, placement, variables
-from isthmus.policy.conditions import STATIC_NODE_FIELDS
+from isthmus.policy import fairness, guarantees, limits, placement
 from isthmus.policy.fairness import STANDINGS_MAX, Standing
 from isthmus.policy.limits import Room
-from isthmus.policy.placement import FloatArray
 from isthmus.policy.preemption import Wanted, victims
 from isthmus.policy.rules import Allow, Cap, Deny, Hurry, PolicySet, Prefer, Reclass, Rule
-from isthmus.policy.snapshot import Demand, IntArray, Snapshot
+from isthmus.policy.snapshot import Demand, Snapshot
+from isthmus.policy.weighing import CANDIDATES_MAX, Candidate, Weighing
 
-CANDIDATES_MAX = 8  # nodes weighed one by one, and kept in the log
-SHAPES_MAX = 16
 HARVESTING_PLATFORMS: frozenset[str] = frozenset()  # none yet
 
 Block = Literal["", "rule", "class", "pool", "quota", "guarantee", "size", "capacity"]
@@ -48,15 +31,6 @@ class Fired(Record, frozen=True):
     rule: str
     action: str
     effect: str
-
-
-class Candidate(Record, frozen=True):
-    """A node that was weighed. `score`: packing (-1..1) plus `prefer` rules; `denied_by`: a rule's name."""
-
-    node: NodeId
-    score: float
-    slots: int = 0
-    denied_by: str = ""
 
 
 class Decision(Record, frozen=True):
@@ -104,22 +78,16 @@ class _Judgement:
         self.priority = policies.terms_of(demand.tenant).priority
         self.resources: Resources = demand.lease.resources
         self.lease_class = demand.lease.lease_class
-        self.reads = policies.reads
-        shown = variables.of_request(snapshot, demand, self.standing.level, policies.reads)
-        self.context = cel.Context(variables=shown)
+        self.weighing = Weighing(policies, snapshot, demand, self.standing.level)
         self.fired: list[Fired] = []
         self.caps: list[Cap] = []
         self.may_preempt = False
-        self.refusal: Deny | None = None  # the request's own verdict, if a `deny` settles it
-        self.node_verdicts: list[Rule] = []  # allow/deny rules on nodes that come before that verdict
-        self.node_preferences: list[Rule] = []
-        self.bonus = 0.0
         self.own = 0  # leases that are still within what the tenant is guaranteed
         self._evaluate_request_rules(policies)
 
     def decision(self) -> Decision:
-        if self.refusal is not None and not self.node_verdicts:
-            return self._no("deny", "rule", _refused(self.refusal))
+        if self.weighing.refusal is not None and not self.weighing.verdicts:
+            return self._no("deny", "rule", _refused(self.weighing.refusal))
         if self.lease_class is LeaseClass.HARVESTED and not self._can_harvest():
             return self._no("deny", "class", "no platform here can harvest yet; ask for elastic")
         if self.demand.lease.pool not in self.snapshot.pools:
@@ -155,8 +123,8 @@ class _Judgement:
             if (is_verdict and settled) or (reclassed and isinstance(spec, Reclass)):
                 continue
             if rule.reads_node:
-                (self.node_verdicts if is_verdict else self.node_preferences).append(rule)
-            elif rule.matches(self.context):
+                (self.weighing.verdicts if is_verdict else self.weighing.preferences).append(rule)
+            elif rule.matches(self.weighing.context):
                 self._apply(rule)
                 settled |= is_verdict
                 reclassed |= isinstance(spec, Reclass)
@@ -168,10 +136,11 @@ class _Judgement:
                 self.may_preempt = spec.preempt
                 effect = "allowed" + (", and may push elastic leases out" if spec.preempt else "")
             case Deny():
-                self.refusal = spec
-                effect = "refused" if not self.node_verdicts else "refused on every node that no rule allows"
+                self.weighing.refusal = spec
+                everywhere = " on every node that no rule allows" if self.weighing.verdicts else ""
+                effect = "refused" + everywhere
             case Prefer():
-                self.bonus += spec.weight
+                self.weighing.bonus += spec.weight
                 effect = f"every node gets {spec.weight:+g}"
             case Cap():
                 self.caps.append(spec)
@@ -187,103 +156,19 @@ class _Judgement:
     # nodes --------------------------------------------------------------------------------------------------
     def _place(self, wanted: int, least: int, room: Room) -> Decision:
         nodes = self.snapshot.nodes
-        slots = placement.slots(nodes, self.resources)
-        fitting = np.flatnonzero(slots)
-        candidates = self._candidates(fitting, slots, wanted)
-        usable = [candidate for candidate in candidates if not candidate.denied_by]
+        weighed = self.weighing.weigh(placement.fits(nodes, self.resources), wanted)
+        usable = [candidate for candidate in weighed.candidates if not candidate.denied_by]
         places = placement.lay_out([c.node for c in usable], [c.slots for c in usable], wanted)
-        kept = tuple(candidates[:CANDIDATES_MAX])
+        kept = weighed.candidates[:CANDIDATES_MAX]
         if len(places) >= least:
-            return self._yes(tuple(places), room, kept, len(fitting))
-        block, reason = self._why_not(kept, len(fitting))
+            return self._yes(tuple(places), room, kept, weighed.fitting)
+        block, reason = self._why_not(kept, weighed.fitting)
         outcome: Literal["wait", "deny"] = "deny" if block in ("size", "rule") else "wait"
         missing = least - min(sum(candidate.slots for candidate in usable), least)
         evict = self._evict(least, missing) if block == "capacity" else ()
         if evict:
             reason += f"; {len(evict)} {self._whom()} leases are asked to leave"
-        return self._no(outcome, block, reason, kept, len(fitting), evict)
-
-    def _candidates(self, fitting: IntArray, slots: IntArray, wanted: int) -> list[Candidate]:
-        """The nodes weighed, best first: enough of them to serve the request, at least one batch."""
-        if not len(fitting):
-            return []
-        shapes = self.snapshot.nodes.shape[fitting]
-        scores = placement.base_scores(self.snapshot.nodes, fitting, self.resources)
-        bonus, denial = self._judge_shapes(shapes, scores)
-        scores = scores + bonus[shapes]
-        order = self._last_where_denied(scores, shapes, denial)
-        weighed: list[Candidate] = []
-        room = 0
-        for batch in _batches(order):
-            judged = [self._judge(int(fitting[i]), float(scores[i]), slots, denial) for i in batch]
-            weighed += sorted(judged, key=lambda candidate: -candidate.score)
-            room += sum(candidate.slots for candidate in judged if not candidate.denied_by)
-            if room >= wanted or not np.isfinite(order[batch[-1]]):
-                break
-        return weighed
-
-    def _judge_shapes(self, shapes: IntArray, scores: FloatArray) -> tuple[FloatArray, dict[int, str]]:
-        """Bonus by shape, and the rule that denies a shape ("" for none). A shape that is missing there is
-        judged node by node."""
-        known = self.snapshot.nodes.shapes
-        bonus = np.zeros(len(known))
-        preferences = [rule for rule in self.node_preferences if rule.per_shape]
-        verdicts_are_shared = all(rule.per_shape for rule in self.node_verdicts)
-        if not self.node_verdicts and not preferences:
-            return bonus, dict.fromkeys(range(len(known)), "")
-        present = np.flatnonzero(np.bincount(shapes, minlength=len(known)))
-        if len(present) > SHAPES_MAX:
-            present = np.unique(shapes[placement.best_rows(np.arange(len(shapes)), scores, SHAPES_MAX)])
-        denial: dict[int, str] = {}
-        judged: dict[bytes, tuple[float, str]] = {}  # by what of the shape rules read
-        static = self.reads["node"] & STATIC_NODE_FIELDS
-        for shape in present.tolist():
-            shown = variables.of_shape(known[shape], static)
-            key = msgspec.msgpack.encode(shown)
-            if key not in judged:
-                self.context.add_variable("node", shown)
-                weight = sum(_weight(rule) for rule in preferences if rule.matches(self.context))
-                judged[key] = weight, self._verdict() if verdicts_are_shared else ""
-            bonus[shape] = judged[key][0]
-            if verdicts_are_shared:
-                denial[shape] = judged[key][1]
-        return bonus, denial
-
-    def _last_where_denied(self, scores: FloatArray, shapes: IntArray, denial: dict[int, str]) -> FloatArray:
-        """Scores to order by: nodes of denied shapes come last, seen only when nothing else is there."""
-        if not any(denial.values()):
-            return scores
-        denied = np.array([bool(denial.get(shape)) for shape in range(len(self.snapshot.nodes.shapes))])
-        return np.where(denied[shapes], -np.inf, scores)
-
-    def _judge(self, row: int, score: float, slots: IntArray, denial: dict[int, str]) -> Candidate:
-        """Weigh one node with the rules that its shape has not settled; `score` holds those that it has."""
-        nodes = self.snapshot.nodes
-        own = [rule for rule in self.node_preferences if not rule.per_shape]
-        denied_by = denial.get(int(nodes.shape[row]))
-        bonus = self.bonus
-        if own or denied_by is None:
-            self._set_node(row)
-            bonus += sum(_weight(rule) for rule in own if rule.matches(self.context))
-            if denied_by is None:
-                denied_by = self._verdict()
-        return Candidate(
-            node=nodes.ids[row],
-            score=round(score + bonus, 6),
-            slots=int(slots[row]),
-            denied_by=denied_by,
-        )
-
-    def _verdict(self) -> str:
-        """The name of the rule that denies the node now in the context, or nothing."""
-        for rule in self.node_verdicts:
-            if rule.matches(self.context):
-                return rule.name if isinstance(rule.spec, Deny) else ""
-        return self.refusal.name if self.refusal is not None else ""
-
-    def _set_node(self, row: int) -> None:
-        """Show a node to the conditions that follow."""
-        self.context.add_variable("node", variables.of_node(self.snapshot.nodes, row, self.reads["node"]))
+        return self._no(outcome, block, reason, kept, weighed.fitting, evict)
 
     # outcomes -----------------------------------------------------------------------------------------------
     def _why_not(self, candidates: tuple[Candidate, ...], fitting: int) -> tuple[Block, str]:
@@ -315,16 +200,9 @@ class _Judgement:
             missing=missing,
             spared=self.demand.tenant if reclaims else None,
             only_idle=not (pushes or reclaims),
-            may_use=self._may_use,
+            may_use=self.weighing.may_use,
         )
         return victims(self.policies, self.snapshot, wanted)
-
-    def _may_use(self, row: int) -> bool:
-        """Whether rules let the request onto a node."""
-        if not self.node_verdicts:
-            return True
-        self._set_node(row)
-        return not self._verdict()
 
     def _whom(self) -> str:
         if self.lease_class is LeaseClass.RESERVED and self.may_preempt:
@@ -381,22 +259,6 @@ class _Judgement:
             priority=self.priority,
             standings=self._standings(),
         )
-
-
-def _batches(scores: FloatArray) -> Iterator[list[int]]:
-    """Positions in order of score: CANDIDATES_MAX first (cheap), then all others (sorted only when
-    needed).
-    """
-    positions = np.arange(len(scores))
-    yield placement.best_rows(positions, scores, CANDIDATES_MAX).tolist()
-    if len(scores) > CANDIDATES_MAX:
-        rest = placement.best_rows(positions, scores, len(scores))[CANDIDATES_MAX:].tolist()
-        for start in range(0, len(rest), CANDIDATES_MAX):
-            yield rest[start : start + CANDIDATES_MAX]
-
-
-def _weight(rule: Rule) -> float:
-    return rule.spec.weight if isinstance(rule.spec, Prefer) else 0.0
 
 
 def _refused(rule: Deny) -> str:

@@ -44,6 +44,7 @@ def load_policies(text: str, source: str = "policy.toml") -> PolicySet:
         source=source,
         text=text,
         reads=_union_of_reads(on_requests),
+        shape_reads=_union_of_reads(tuple(rule for rule in on_requests if rule.per_shape)),
     )
 
 

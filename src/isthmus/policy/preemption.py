@@ -14,12 +14,11 @@ from typing import NamedTuple
 from isthmus.core.ids import LeaseId, NodeId, TenantId
 from isthmus.core.model import Resources
 from isthmus.policy import fairness, guarantees
+from isthmus.policy.placement import Need
 from isthmus.policy.rules import PolicySet
 from isthmus.policy.snapshot import Holding, Preemptible, Snapshot
 
 NODES_MAX = 64  # weighed against each other, beyond one for each lease that is missing
-
-Need = tuple[int, int, int]  # cores, bytes of memory, GPUs
 
 
 class Wanted(NamedTuple):

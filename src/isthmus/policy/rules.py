@@ -168,6 +168,8 @@ class PolicySet(msgspec.Struct, frozen=True, kw_only=True):
 
     on_requests, on_jobs   the rules by what they judge
     reads                  the fields that any condition on requests reads, by variable: only these are shown
+    shape_reads            the same of rules that judge shapes of nodes
+    remembered             what these rules said, by all that they read (`weighing.py`)
     """
 
     rules: tuple[Rule, ...] = ()
@@ -178,6 +180,8 @@ class PolicySet(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     text: str = ""
     reads: dict[str, frozenset[str]] = msgspec.field(default_factory=dict)
+    shape_reads: dict[str, frozenset[str]] = msgspec.field(default_factory=dict)
+    remembered: dict[bytes, tuple[float, str]] = msgspec.field(default_factory=dict)
 
     @property
     def may_preempt(self) -> bool:

@@ -10,13 +10,11 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from isthmus.core.api import LeaseRequest
 from isthmus.core.ids import LeaseId, NodeId, RequestId, TenantId
 from isthmus.core.model import Node, Quota, Record, Resources
-
-IntArray = NDArray[np.int64]
+from isthmus.policy.shelves import IntArray, Shelves
 
 
 class Demand(Record, frozen=True):
@@ -143,6 +141,9 @@ class NodeTable:
         shapes: dict[Shape, int] = {}
         self.shape = _column(shapes.setdefault(_shape(row), len(shapes)) for row in rows)
         self.shapes: list[Shape] = list(shapes)
+        self.shape_cores = np.array([max(shape.cores, 1) for shape in self.shapes], dtype=np.float64)
+        self.shape_has_gpus = np.array([shape.gpus > 0 for shape in self.shapes], dtype=np.bool_)
+        self.shelves = Shelves(self.shape, self.free_cores)
         self.total = Holding(
             cores=int(self.cores.sum()),
             memory_bytes=int(self.memory_bytes.sum()),
@@ -158,6 +159,7 @@ class NodeTable:
         self.free_memory_bytes[i] -= sign * resources.memory_bytes
         self.free_gpus[i] -= sign * resources.gpus
         self.leases[i] += sign
+        self.shelves.move(i, int(self.shape[i]), int(self.free_cores[i]))
 
     def set_open(self, node: NodeId, is_open: bool) -> None:
         i = self.index.get(node)

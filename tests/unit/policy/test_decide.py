@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from isthmus.core.model import LeaseClass, Quota
 from isthmus.policy import ALLOW_ALL, Decision, decide, in_words, load_policies
-from isthmus.policy.decide import CANDIDATES_MAX, SHAPES_MAX
 from isthmus.policy.snapshot import Holding, Pool, SnapshotRecord, from_record
+from isthmus.policy.weighing import CANDIDATES_MAX, SHAPES_MAX
 from tests.unit.policy.situations import demand, elastic, node, snapshot
 
 
