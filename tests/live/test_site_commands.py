@@ -48,7 +48,7 @@ def lease(site):
 @pytest.mark.parametrize(
     "command",
     ["status", "nodes", "leases", "leases --ended", "functions", "calls", "usage", "config", "fabric",
-     "token list", "policy show", "policy dry-run"],
+     "token list", "tenant list", "tenant quota someone", "policy show", "policy dry-run"],
 )  # fmt: skip
 def test_a_command_that_shows_something_has_words_and_a_document(isthmus, as_json, command):
     code, words, complaint = isthmus(*command.split())
@@ -128,3 +128,13 @@ def test_a_request_is_tried_for_another_tenant_at_another_time(as_json, tmp_path
     dry_run = ("policy", "dry-run", str(night), "--tenant", "guest")
     assert as_json(*dry_run, "--at", "2026-12-24T12:30:00")["outcome"] == "deny"
     assert as_json(*dry_run, "--at", "2026-12-24T22:00:00")["outcome"] == "grant"
+
+
+def test_a_quota_changes_only_in_what_is_named_and_shares_are_listed(isthmus, as_json, lease):
+    assert as_json("tenant", "quota", "physics", "--cores", "8", "--memory", "2GiB")["cores"] == 8
+    changed = as_json("tenant", "quota", "physics", "--core-hours", "100", "--window-h", "48")
+    assert (changed["cores"], changed["memory_bytes"], changed["core_hours"]) == (8, 2**31, 100)
+    assert "100 within any 48 h" in isthmus("tenant", "quota", "physics").words
+    assert as_json("tenant", "quota", "physics", "--cores", "0", "--core-hours", "0")["cores"] == 0
+    (own,) = (row for row in as_json("tenant", "list") if row["held"]["leases"])
+    assert own["standing"]["level"] > 0

@@ -25,6 +25,7 @@ from isthmus.cli import (
     nodes,
     policies,
     running,
+    tenants,
 )
 from isthmus.cli.failures import Failure, exit_code_of
 from isthmus.cli.output import printable
@@ -60,6 +61,7 @@ for module in (
     fabrics,
     configuration,
     keys,
+    tenants,
     policies,
 ):
     module.register(app)

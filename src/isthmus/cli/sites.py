@@ -21,6 +21,9 @@ class Site:
     def get(self, *path: str, **query: object) -> Any:
         return self.ask("GET", *path, query=query)
 
+    def put(self, *path: str, body: object) -> Any:
+        return self.ask("PUT", *path, body=body)
+
     def post(self, *path: str, body: object = None) -> Any:
         return self.ask("POST", *path, body=body)
 

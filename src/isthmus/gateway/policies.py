@@ -10,7 +10,9 @@ from isthmus.core.model import Record
 from isthmus.gateway.operations import OPERATORS, Asked, Operation
 from isthmus.leasing import Explanation, Leasing
 from isthmus.policy import Replay, load_policies
+from isthmus.policy.fairness import Standing
 from isthmus.policy.rules import Rule
+from isthmus.policy.snapshot import Holding
 
 SENT_POLICY = "the policy you sent"
 SENT_AGAINST = "the policy to compare with"
@@ -61,6 +63,16 @@ class ReplayRequest(Record, frozen=True):
     against: str | None = None
 
 
+class TenantShare(Record, frozen=True):
+    """GET /v1/shares, one row per tenant. The guarantee is in cores; 0: none."""
+
+    standing: Standing
+    held: Holding
+    priority: int
+    guarantee_cores: int
+    lends: bool
+
+
 class Policies:
     def __init__(self, leasing: Leasing) -> None:
         self._leasing = leasing
@@ -68,6 +80,13 @@ class Policies:
     def operations(self) -> list[Operation]:
         return [
             Operation("GET", "/v1/policy", "The rules that decide on leases", self.show, PolicyReply),
+            Operation(
+                "GET",
+                "/v1/shares",
+                "Where tenants stand by fair share, the next to be served first",
+                self.shares,
+                list[TenantShare],
+            ),
             Operation(
                 "POST",
                 "/v1/policy/dry-run",
@@ -93,6 +112,19 @@ class Policies:
         rules = tuple(_summary(rule) for rule in policies.rules)
         return PolicyReply(
             source=policies.source, text=policies.text, rules=rules, signals=dict(self._leasing.signals)
+        )
+
+    async def shares(self, asked: Asked) -> list[TenantShare]:
+        return [self._share(standing, held) for standing, held in self._leasing.standings(asked.principal)]
+
+    def _share(self, standing: Standing, held: Holding) -> TenantShare:
+        terms = self._leasing.policies.terms_of(standing.tenant)
+        return TenantShare(
+            standing=standing,
+            held=held,
+            priority=terms.priority,
+            guarantee_cores=terms.guarantee.cores,
+            lends=terms.lend,
         )
 
     async def dry_run(self, asked: Asked) -> Explanation:

@@ -54,8 +54,10 @@ from isthmus.leasing.reconciling import Reconciling
 from isthmus.leasing.starting import Starting
 from isthmus.node.messages import AddExecutor, AgentHello, ExecutorEnded, Heartbeat, KillExecutor, LeaseEnded
 from isthmus.platforms.platform import Platform
-from isthmus.policy import Demand, Logged, PolicySet, Replay, decide
+from isthmus.policy import Demand, Logged, PolicySet, Replay, decide, fairness
+from isthmus.policy.fairness import Standing
 from isthmus.policy.replay import Change, judge, summed
+from isthmus.policy.snapshot import Holding
 
 COUNT_MAX = 10_000  # leases in one request
 EXECUTORS_MAX = 64  # in one lease, nested calls included
@@ -316,6 +318,14 @@ class Leasing:
             judged.append(judge(entry, policies, against))
             await asyncio.sleep(0)
         return summed(judged)
+
+    def standings(self, principal: Principal) -> tuple[tuple[Standing, Holding], ...]:
+        """Where tenants stand by fair share and what they hold, the next to be served first."""
+        situation = self._books.situation()
+        tenants = {*situation.tenants, *situation.used, *self._policies.terms}
+        seen = sorted(tenant for tenant in tenants if _sees_tenant(principal, tenant))
+        ranked = fairness.standings(self._policies, situation, seen)
+        return tuple((one, situation.tenants.get(one.tenant, Holding())) for one in ranked)
 
     def hear(self, signals: Mapping[str, float]) -> None:
         """What the site's source of signals says now."""
