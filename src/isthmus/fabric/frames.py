@@ -84,6 +84,11 @@ class Header(NamedTuple):
     data_bytes: int
 
 
+def pack_header(header: Header) -> bytes:
+    """What `unpack_header` reads. The domains pack their headers in place; tests and tools use this."""
+    return HEADER.pack(FRAME_VERSION, *header, 0)
+
+
 def unpack_header(data: bytes | bytearray | memoryview) -> Header:
     """A header from a socket. Raises FrameError when it is of no known kind or announces impossible sizes."""
     if len(data) != HEADER_BYTES:
