@@ -76,7 +76,7 @@ def _run(suite: Suite) -> int:
     """Run to the end, each line of output under the suite's name; 0, or 1 when anything failed."""
     command = [
         *suite.before, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-vv", "--color=no",
-        "--durations=8", *suite.arguments,
+        "--durations=8", "--timeout=300", *suite.arguments,
     ]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=REPOSITORY, env={**os.environ, **LEAN, **suite.environment},
