@@ -35,6 +35,8 @@ from isthmus.platforms.platform import AllocationState, Platform
 FLUSH_S = 10.0  # measured usage that a crash of the site may lose
 PRUNE_S = 3600.0
 STRAYS_MAX = 10_000
+_TIME_IS_UP = "the time limit of its allocation is near"
+_IDLE_TAKEN_BACK = "taken back while nothing ran in it"
 
 _log = structlog.get_logger("leasing")
 
@@ -189,7 +191,7 @@ class Reconciling:
             case LeaseState.ACTIVE if now > held.closes_at:
                 return DrainOrdered(at_s=self._clock.now())
             case LeaseState.DRAINING if now > held.evicted_at and now > held.closes_at:
-                return self._end(EndReason.EVICTED, "the time limit of its allocation is near")
+                return self._end(EndReason.EVICTED, _TIME_IS_UP)
             case LeaseState.DRAINING if now > held.evicted_at:
                 return self._end(EndReason.EVICTED, f"its grace of {self._settings.grace_s:g} s is over")
             case _ if is_audible and self._is_missing(held, now):
@@ -317,7 +319,8 @@ class Reconciling:
             case LeaseState.ACTIVE if pool is not None and held.idle_s >= pool.idle_s:
                 return self._end(EndReason.IDLE, f"no call for {held.idle_s:.0f} s")
             case LeaseState.DRAINING if is_draining and held.lease.end_reason is None and held.idle_s > 0:
-                return self._end(EndReason.EVICTED, "taken back while nothing ran in it")
+                is_late = self._clock.monotonic() > held.closes_at
+                return self._end(EndReason.EVICTED, _TIME_IS_UP if is_late else _IDLE_TAKEN_BACK)
         return None
 
     def _executor_ended(self, node: NodeId, message: ExecutorEnded) -> None:
