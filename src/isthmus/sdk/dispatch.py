@@ -165,7 +165,7 @@ class Dispatch:
         self._assign(pool, now_s)
 
     def refused(self, pool: Pool, error: IsthmusError, now_s: float) -> None:
-        """The site gave nothing: go on with what we hold; with nothing in hand, wait for our turn, then fail."""
+        """The site gave nothing: go on with what we hold; with nothing in hand, wait our turn, then fail."""
         pool.requesting, pool.growth = False, 1
         if pool.executors:
             self._release_idle_elsewhere(pool, now_s)

@@ -22,7 +22,7 @@ from isthmus.sdk.futures import Future
 from isthmus.sdk.work import NEVER
 
 LINGER_S = 0.001  # how long the background thread leaves the fabric to a thread that may wait again at once
-LINGERS_MAX = 50  # idle rounds before the background thread parks until rung
+LINGERS_MAX = 50  # rounds without work, or with another driver, before the background thread parks until rung
 DASH_WAIT_S = 0.002  # how long a thread waits for another's short call before it queues its own
 POLL_S_MAX = 1.0  # one sleep of a driver; anything that matters wakes it
 BACKLOG_POLL_S = 0.001  # ... while a channel had no room for a frame
@@ -228,12 +228,15 @@ class Progress(ABC):
                 self._bell.get(timeout=self._park_s() if self._parked else LINGER_S)
             if self._clean_up():
                 return
-            idle_rounds = 0 if self._is_working() else idle_rounds + 1
+            needed = self._is_working() and not self.baton.locked()
+            idle_rounds = 0 if needed else idle_rounds + 1
             if self._due() and self.baton.acquire(blocking=False):
                 self._poll_in_background()
 
     def _park_s(self) -> float | None:
-        """Parked, it only looks now and then whether an idle executor died or a timer is due."""
+        """Parked, it looks now and then whether an executor died, a timer is due or a driver left."""
+        if self._is_working():
+            return FOLLOW_S
         if not self._has_idle_executors() and self._next_timer_s() == NEVER:
             return None
         return min(max(self._next_timer_s() - monotonic(), 0.0), IDLE_LOOK_S)
