@@ -138,6 +138,10 @@ class SocketDomain:
 
     def connect(self, address: str, hello: Hello, timeout_s: float = 5.0) -> SocketChannel:
         self.check()
+        return self.adopt(*self.greet(address, hello, timeout_s))
+
+    def greet(self, address: str, hello: Hello, timeout_s: float) -> tuple[socket.socket, Ends, Welcome]:
+        """The slow half of `connect`, for a thread of its own: `adopt` what it gives. Raises as `connect`."""
         number, key = self._new_name()
         hello = msgspec.structs.replace(
             hello, channel_id=number, channel_key=key, domains=(self.name,), host=bootstrap.host_identity()
@@ -148,7 +152,7 @@ class SocketDomain:
         except BaseException:
             sock.close()
             raise
-        return self.adopt(sock, Ends(number, key, welcome.channel_id, welcome.channel_key), welcome)
+        return sock, Ends(number, key, welcome.channel_id, welcome.channel_key), welcome
 
     def channel(self, channel_id: int) -> SocketChannel | None:
         self.check()

@@ -3,6 +3,7 @@ twin.
 """
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,12 +29,12 @@ from isthmus.core.settings import JobsSettings
 from isthmus.fabric.codec import decode_error
 from isthmus.fabric.frames import Kind, Welcome
 from isthmus.fabric.sockets import SocketDomain
-from isthmus.services.jobs import CallStore, Jobs, Relay
+from isthmus.services.jobs import CallStore, Jobs, Relay, relay
 from isthmus.services.jobs.jobs import KILLS_MAX
 from isthmus.services.jobs.store import Ending
 
 RESULT_BYTES_MAX = 100_000
-TENANT_BYTES_MAX = 2**20
+TENANT_BYTES_MAX = 2**26
 ADA = Principal(tenant=TenantId("ada"))
 BOB = Principal(tenant=TenantId("bob"))
 
@@ -43,13 +44,13 @@ class Executor:
     cancel.
     """
 
-    def __init__(self, path) -> None:
+    def __init__(self, address: str) -> None:
         self.seen: list[bytes] = []
         self.hanging = threading.Event()
         self._stop = threading.Event()
         self._dead = threading.Event()
         self._domain = SocketDomain()
-        self.address = self._domain.listen(f"unix:{path}", self._admit)
+        self.address = self._domain.listen(address, self._admit)
         # Not waited for at exit: one whose test lost it must not hold up the whole run.
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -90,6 +91,10 @@ class Executor:
                     self._dead.set()
                     self._domain.close()
                     return
+                case Kind.CALL, b"stall":
+                    channel.send(Kind.RESULT, frame.call_id, 0, b"m")
+                    self._domain.poll(0.0)
+                    self._stop.wait()
                 case Kind.CALL, b"hang":
                     self.hanging.set()
                 case Kind.CANCEL, why:
@@ -101,6 +106,8 @@ class Leases:
 
     def __init__(self, directory, slots: int) -> None:
         self.directory, self.slots = directory, slots
+        self.scheme = "unix"
+        self.addresses: list[str] = []  # given instead of those of the first executors
         self.executors: dict[LeaseId, Executor] = {}
         self.made = 0
         self.end_reason = EndReason.EXITED
@@ -113,8 +120,11 @@ class Leases:
             raise NoCapacityError("full")
         lease = LeaseId(new_id("ls"))
         self.made += 1
-        executor = self.executors[lease] = Executor(self.directory / f"{self.made}.sock")
-        info = ExecutorInfo(executor=ExecutorId("ex_1"), address=executor.address, pid=1)
+        executor = self.executors[lease] = Executor(
+            "tcp://127.0.0.1:0" if self.scheme == "tcp" else f"unix:{self.directory / f'{self.made}.sock'}"
+        )
+        address = self.addresses.pop(0) if self.addresses else executor.address
+        info = ExecutorInfo(executor=ExecutorId("ex_1"), address=address, pid=1)
         grant = Grant(
             lease=lease, node=NodeId("n"), executors=(info,), token="t", deadline_s=0.0, lease_s=30.0,
             lease_class=request.lease_class, enforcement=Enforcement(),
@@ -155,8 +165,8 @@ def call(meta: bytes, data: bytes = b"payload", **more) -> DurableCall:
 @asynccontextmanager
 async def running(tmp_path, leases: Leases, **settings) -> AsyncIterator[Jobs]:
     store = CallStore(tmp_path / "calls.sqlite3", history_s=1000.0, tenant_bytes_max=TENANT_BYTES_MAX)
-    relay = Relay(RESULT_BYTES_MAX)
-    jobs = Jobs(JobsSettings(**settings), leases, store, relay, SystemClock(), lambda tenant: Quota())
+    sender = Relay(RESULT_BYTES_MAX)
+    jobs = Jobs(JobsSettings(**settings), leases, store, sender, SystemClock(), lambda tenant: Quota())
     loop = asyncio.create_task(jobs.run())
     try:
         yield jobs
@@ -201,6 +211,39 @@ def test_a_wait_that_is_no_number_is_no_wait(tmp_path):
         async with running(tmp_path, Leases(tmp_path, slots=0)) as jobs:
             submitted = await jobs.submit(ADA, call(b"echo"))
             assert (await jobs.result(ADA, submitted.call, wait_s=float("nan"))).state == "queued"
+
+    asyncio.run(scenario())
+
+
+def test_an_executor_that_never_answers_its_greeting_holds_up_nobody_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(relay, "CONNECT_TIMEOUT_S", 60.0)
+
+    async def scenario():
+        leases = Leases(tmp_path, slots=2)
+        deaf = socket.create_server(("127.0.0.1", 0))
+        leases.addresses = [f"tcp://127.0.0.1:{deaf.getsockname()[1]}"]
+        async with running(tmp_path, leases) as jobs:
+            waiting = await jobs.submit(ADA, call(b"echo"))
+            while leases.made == 0:  # until that address was given
+                await asyncio.sleep(0.01)
+            assert (await finished(jobs, BOB, await jobs.submit(BOB, call(b"echo")))).state == "done"
+            deaf.close()
+            assert (await finished(jobs, ADA, waiting)).state == "done"
+
+    asyncio.run(scenario())
+
+
+def test_an_executor_that_reads_nothing_holds_up_nobody_else(tmp_path):
+    async def scenario():
+        leases = Leases(tmp_path, slots=2)
+        leases.scheme = "tcp"
+        async with running(tmp_path, leases) as jobs:
+            assert (await finished(jobs, ADA, await jobs.submit(ADA, call(b"stall")))).state == "done"
+            stuck = await jobs.submit(ADA, msgspec.structs.replace(call(b"echo"), function_code=bytes(2**24)))
+            while (await jobs.call(ADA, stuck.call)).state == "queued":
+                await asyncio.sleep(0.01)
+            assert (await finished(jobs, BOB, await jobs.submit(BOB, call(b"echo")))).state == "done"
+            assert (await jobs.call(ADA, stuck.call)).state == "running"
 
     asyncio.run(scenario())
 

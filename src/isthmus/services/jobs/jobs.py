@@ -239,12 +239,13 @@ class Jobs:
     async def _take(self, running: _Running, principal: Principal) -> Slot | None:
         """A slot, or None when the call was cancelled while it waited for one."""
         taking = asyncio.ensure_future(self._slots.take(principal, running.queued.body))
-        await _first(taking, running.cancelled.wait())
-        if not taking.done():
-            taking.cancel()
+        try:
+            await _first(taking, running.cancelled.wait())
+        finally:
+            was_taken = taking.done()
+            taking.cancel()  # else it would go on taking when nobody wants a slot any more
             await asyncio.gather(taking, return_exceptions=True)
-            return None
-        return await taking
+        return taking.result() if was_taken else None
 
     async def _converse(self, running: _Running, slot: Slot) -> Ending | _Retry | None:
         """Send the call, wait for its end, interrupt it when it is cancelled or late."""

@@ -14,19 +14,23 @@ Invariant: nothing here decodes a payload. Not here: leases (`slots.py`) and wha
 import asyncio
 import collections
 import queue
+import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import structlog
 
 from isthmus.core.errors import CallError, FabricError, IsthmusError, PeerLostError
 from isthmus.core.model import ISTHMUS_VERSION, python_version
-from isthmus.fabric.channels import Channel, Domain, Frame
-from isthmus.fabric.frames import FRAME_VERSION, Hello, Kind
+from isthmus.fabric.channels import Channel, Frame
+from isthmus.fabric.frames import Hello, Kind, Welcome
 from isthmus.fabric.sockets import MALFORMED, SocketDomain
+from isthmus.fabric.streams import Ends
 
 CONNECT_TIMEOUT_S = 5.0
+GREETERS_MAX = 16  # executors greeted at once; each may keep one waiting for CONNECT_TIMEOUT_S
 _POLL_S = 5.0  # commands wake the domain, so this only bounds a lost wake-up
 _RETRY_SEND_S = 0.002
 
@@ -53,6 +57,7 @@ class Question(NamedTuple):
     deadline_ns: int
 
 
+Greeted = tuple[socket.socket, Ends, Welcome]
 _Pending = dict[tuple[int, int], asyncio.Future[Answer]]
 
 
@@ -68,13 +73,26 @@ class Relay:
         self._unsent: collections.deque[Question] = collections.deque()
         self._pending: _Pending = {}
         self._channels: dict[int, Channel] = {}
-        self._domain: Domain | None = None
+        self._domain: SocketDomain | None = None
+        self._greeters = ThreadPoolExecutor(GREETERS_MAX, "services.jobs.greeter")
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def connect(self, address: str, token: str) -> int:
-        """Open a channel; gives its id. Raises FabricError or TokenError."""
-        return await self._ask(lambda: self._connect(address, token))
+        """Open a channel; gives its id. Raises FabricError or TokenError.
+
+        Nobody else waits for an executor that does not answer: it is greeted in a thread of its own.
+        """
+        if self._domain is None:
+            self._domain = SocketDomain(self._result_bytes_max)
+        hello = Hello(token=token, python=python_version(), isthmus=ISTHMUS_VERSION)
+        greeting = self._greeters.submit(self._domain.greet, address, hello, CONNECT_TIMEOUT_S)
+        try:
+            greeted = await asyncio.shield(asyncio.wrap_future(greeting))
+        except asyncio.CancelledError:
+            greeting.add_done_callback(_hang_up)
+            raise
+        return await self._ask(lambda: self._adopt(greeted))
 
     def call(self, question: Question) -> asyncio.Future[Answer]:
         """The answer to come; PeerLostError when the executor is gone, CallError when it is no answer."""
@@ -93,6 +111,7 @@ class Relay:
         if self._thread is not None:
             self._command(None)
             await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._greeters.shutdown)
         if self._domain is not None:  # not before: `_command` may be waking it
             self._domain.close()
 
@@ -150,13 +169,9 @@ class Relay:
             command()
             block = block and not self._channels
 
-    def _connect(self, address: str, token: str) -> int:
-        if self._domain is None:
-            self._domain = SocketDomain(self._result_bytes_max)
-        hello = Hello(
-            token=token, python=python_version(), isthmus=ISTHMUS_VERSION, frame_version=FRAME_VERSION
-        )
-        channel = self._domain.connect(address, hello, CONNECT_TIMEOUT_S)
+    def _adopt(self, greeted: Greeted) -> int:
+        assert self._domain is not None
+        channel = self._domain.adopt(*greeted)
         self._channels[channel.id] = channel
         return channel.id
 
@@ -169,16 +184,24 @@ class Relay:
         self._flush()
 
     def _flush(self) -> None:
-        """Send what waits, in order, until a channel has no room."""
-        while self._unsent:
-            question = self._unsent[0]
-            channel = self._channels.get(question.channel_id)
-            try:
-                if channel is not None and not _transmit(channel, question):
-                    return
-            except FabricError as error:
-                self._fail(question.channel_id, str(error))
-            self._unsent.popleft()
+        """Send what waits, in order on each channel; one that has no room holds up no other."""
+        waiting, self._unsent = self._unsent, collections.deque()
+        full: set[int] = set()
+        for question in waiting:
+            if question.channel_id in full or not self._transmit(question):
+                full.add(question.channel_id)
+                self._unsent.append(question)
+
+    def _transmit(self, question: Question) -> bool:
+        """False: no room now."""
+        channel = self._channels.get(question.channel_id)
+        if channel is None:
+            return True  # who asked has been told
+        try:
+            return _transmit(channel, question)
+        except FabricError as error:
+            self._fail(question.channel_id, str(error))
+            return True
 
     def _dispatch(self, frame: Frame) -> None:
         if frame.kind == Kind.LOST:
@@ -223,6 +246,12 @@ class Relay:
     def _resolve(self, future: asyncio.Future[Any], outcome: object) -> None:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(_settle, future, outcome)
+
+
+def _hang_up(greeting: Future[Greeted]) -> None:
+    """On an executor that was greeted for nobody."""
+    if not greeting.cancelled() and greeting.exception() is None:
+        greeting.result()[0].close()
 
 
 def _transmit(channel: Channel, question: Question) -> bool:
