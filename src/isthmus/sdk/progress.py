@@ -34,7 +34,8 @@ IDLE_LOOK_S = 0.5  # between two looks at idle executors: the next call must not
 class Progress(ABC):
     """The thread half of an Engine.
 
-    spin_s    how long a waiting thread spins for a frame before it sleeps
+    spin_s    how long a waiting thread spins for a frame before it sleeps, if the last one came that soon:
+              else it would take the cores that the answer needs
     baton     held by the thread that polls; `dashing` while it is held for one short call only
     guests    threads that want the fabric for themselves; drivers step aside for them
     """
@@ -53,6 +54,7 @@ class Progress(ABC):
         self._polling = False  # the background thread holds the baton
         self._asleep_until_s = 0.0
         self._driven_s = 0.0
+        self._soon = True  # the last frame came while it was worth spinning: the next one may, too
         self._parked = True
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # the only lock a finalizer may touch
         self._thread: threading.Thread | None = None
@@ -183,7 +185,8 @@ class Progress(ABC):
             now_s = monotonic()
             if deadline_s is not None and now_s >= deadline_s:
                 return
-            self.step(now_s, deadline_s, self._spin_s)
+            self.step(now_s, deadline_s, self._spin_s if self._soon else 0.0)
+            self._soon = monotonic() - now_s < self._spin_s
 
     def step(self, now_s: float, deadline_s: float | None, spin_s: float) -> None:
         """Poll once, for as long as nothing else is due, and handle what came. The caller holds the baton."""
