@@ -20,14 +20,20 @@ class Shelves:
 
     def __init__(self, shape: IntArray, free_cores: IntArray) -> None:
         nodes = len(shape)
-        self.of_node: IntArray = np.zeros(nodes, dtype=np.int64)
+        lowest = int(free_cores.min()) if nodes else 0
+        span = int(free_cores.max()) - lowest + 1 if nodes else 1
+        keys, shelf, counts = np.unique(
+            shape * span + (free_cores - lowest), return_inverse=True, return_counts=True
+        )
+        self.of_node: IntArray = shelf.astype(np.int64)
         self.shape: IntArray = np.zeros(nodes, dtype=np.int64)
         self.free_cores: IntArray = np.zeros(nodes, dtype=np.int64)
-        self._nodes = [0] * nodes  # that stand on each shelf
-        self._spare = list(range(nodes - 1, -1, -1))
-        self._shelves: dict[tuple[int, int], int] = {}
-        for node, key in enumerate(zip(shape.tolist(), free_cores.tolist(), strict=True)):
-            self._put(node, key)
+        self.shape[: len(keys)] = keys // span
+        self.free_cores[: len(keys)] = keys % span + lowest
+        self._nodes = counts.tolist() + [0] * (nodes - len(keys))  # that stand on each shelf
+        self._spare = list(range(nodes - 1, len(keys) - 1, -1))
+        taken = zip(self.shape[: len(keys)].tolist(), self.free_cores[: len(keys)].tolist(), strict=True)
+        self._shelves: dict[tuple[int, int], int] = {key: i for i, key in enumerate(taken)}
 
     def move(self, node: int, shape: int, free_cores: int) -> None:
         """The node has so many free cores now."""

@@ -5,7 +5,7 @@ Invariant: values only; a snapshot turned into its record and back decides the s
 table up to date and lends it to each snapshot.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -128,21 +128,40 @@ class NodeTable:
 
     def __init__(self, rows: Iterable[NodeRow] = ()) -> None:
         rows = tuple(rows)
-        self.ids: list[NodeId] = [row.node for row in rows]
-        self.index: dict[NodeId, int] = {node: i for i, node in enumerate(self.ids)}
-        self.cores = _column(row.cores for row in rows)
-        self.memory_bytes = _column(row.memory_bytes for row in rows)
-        self.gpus = _column(row.gpus for row in rows)
-        self.free_cores = _column(row.free_cores for row in rows)
-        self.free_memory_bytes = _column(row.free_memory_bytes for row in rows)
-        self.free_gpus = _column(row.free_gpus for row in rows)
-        self.leases = _column(row.leases for row in rows)
-        self.open = np.fromiter((row.open for row in rows), dtype=np.bool_)
         shapes: dict[Shape, int] = {}
-        self.shape = _column(shapes.setdefault(_shape(row), len(shapes)) for row in rows)
-        self.shapes: list[Shape] = list(shapes)
-        self.shape_cores = np.array([max(shape.cores, 1) for shape in self.shapes], dtype=np.float64)
-        self.shape_has_gpus = np.array([shape.gpus > 0 for shape in self.shapes], dtype=np.bool_)
+        shape = _column(shapes.setdefault(_shape(row), len(shapes)) for row in rows)
+        free = [
+            _column(row.free_cores for row in rows),
+            _column(row.free_memory_bytes for row in rows),
+            _column(row.free_gpus for row in rows),
+        ]
+        leases, is_open = _column(row.leases for row in rows), _column(row.open for row in rows)
+        self._fill([row.node for row in rows], list(shapes), np.stack([shape, *free, leases, is_open]))
+
+    @classmethod
+    def of_columns(cls, columns: NodeColumns) -> "NodeTable":
+        """The table of which `columns` was the record."""
+        table = cls.__new__(cls)
+        numbers = np.frombuffer(columns.numbers, dtype="<i8").reshape(6, len(columns.ids))
+        table._fill(list(columns.ids), list(columns.shapes), numbers.astype(np.int64))
+        return table
+
+    def _fill(self, ids: list[NodeId], shapes: list[Shape], numbers: IntArray) -> None:
+        """numbers: as in NodeColumns."""
+        self.ids = ids
+        self.index: dict[NodeId, int] = {node: i for i, node in enumerate(ids)}
+        self.shapes = shapes
+        self.shape: IntArray = numbers[0]
+        self.free_cores: IntArray = numbers[1]
+        self.free_memory_bytes: IntArray = numbers[2]
+        self.free_gpus: IntArray = numbers[3]
+        self.leases: IntArray = numbers[4]
+        self.open = numbers[5].astype(np.bool_)
+        self.cores = _column(shape.cores for shape in shapes)[self.shape]
+        self.memory_bytes = _column(shape.memory_bytes for shape in shapes)[self.shape]
+        self.gpus = _column(shape.gpus for shape in shapes)[self.shape]
+        self.shape_cores = np.array([max(shape.cores, 1) for shape in shapes], dtype=np.float64)
+        self.shape_has_gpus = np.array([shape.gpus > 0 for shape in shapes], dtype=np.bool_)
         self.shelves = Shelves(self.shape, self.free_cores)
         self.total = Holding(
             cores=int(self.cores.sum()),
@@ -214,7 +233,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 def from_record(record: SnapshotRecord) -> Snapshot:
     return Snapshot(
-        nodes=NodeTable(_rows(record.nodes)),
+        nodes=NodeTable.of_columns(record.nodes),
         tenants=record.tenants,
         pools=record.pools,
         clock_s=record.clock_s,
@@ -224,25 +243,6 @@ def from_record(record: SnapshotRecord) -> Snapshot:
         spent_core_h=record.spent_core_h,
         signals=record.signals,
     )
-
-
-def _rows(columns: NodeColumns) -> Iterator[NodeRow]:
-    numbers = np.frombuffer(columns.numbers, dtype="<i8").reshape(6, len(columns.ids)).T.tolist()
-    for node, (shape, cores, memory_bytes, gpus, leases, is_open) in zip(columns.ids, numbers, strict=True):
-        alike = columns.shapes[shape]
-        yield NodeRow(
-            node=node,
-            platform=alike.platform,
-            cores=alike.cores,
-            memory_bytes=alike.memory_bytes,
-            gpus=alike.gpus,
-            free_cores=cores,
-            free_memory_bytes=memory_bytes,
-            free_gpus=gpus,
-            leases=leases,
-            open=bool(is_open),
-            labels=dict(alike.labels),
-        )
 
 
 def empty_row(node: Node, is_open: bool) -> NodeRow:
