@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from isthmus.core.api import LeaseRequest
 from isthmus.core.ids import LeaseId, NodeId, RequestId, TenantId
@@ -156,7 +157,7 @@ class NodeTable:
         self.free_memory_bytes: IntArray = numbers[2]
         self.free_gpus: IntArray = numbers[3]
         self.leases: IntArray = numbers[4]
-        self.open = numbers[5].astype(np.bool_)
+        self.open: NDArray[np.bool_] = numbers[5].astype(np.bool_)
         self.cores = _column(shape.cores for shape in shapes)[self.shape]
         self.memory_bytes = _column(shape.memory_bytes for shape in shapes)[self.shape]
         self.gpus = _column(shape.gpus for shape in shapes)[self.shape]
