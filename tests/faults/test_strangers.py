@@ -42,6 +42,7 @@ def junk() -> list[bytes]:
         (2**31).to_bytes(4, "little") + b"x" * 100,
         (60000).to_bytes(4, "little") + b"\x81",
         (5).to_bytes(4, "little") + b"\xdd\xff\xff\xff\xff",
+        (60000).to_bytes(4, "little") + b"\x82\xa1x" + b"\x91" * 59997,
     ]
     return said
 
@@ -171,6 +172,17 @@ def test_another_python_is_told_both_versions(grant: Grant) -> None:
             domain.connect(grant.executors[0].address, hello)
     finally:
         domain.close()
+
+
+def test_no_process_has_a_port_but_the_site(site: isthmus.Site) -> None:
+    """Neither executors, nor the agent, nor the client that calls: UCX would open some in each."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]]
+    ports = {f"socket:[{row[9]}]": int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}
+    found = set()
+    for pid in (os.getpid(), *(process.pid for process in census.descendants())):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found |= {ports.get(os.readlink(link)) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    assert found - {None} == {doors.find().port}
 
 
 def test_secrets_are_readable_by_their_user_only(site: isthmus.Site) -> None:
