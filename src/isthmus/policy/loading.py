@@ -14,7 +14,7 @@ from isthmus.core.errors import PolicyError
 from isthmus.core.ids import TenantId
 from isthmus.policy.conditions import FIELDS, OPEN_VARIABLES, STATIC_NODE_FIELDS, compile_condition
 from isthmus.policy.rules import RULES_MAX, PolicySet, Rule, Spec
-from isthmus.policy.terms import Fair, Terms
+from isthmus.policy.terms import Fair, Guarantee, Terms
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -34,13 +34,15 @@ def load_policies(text: str, source: str = "policy.toml") -> PolicySet:
     rules = [_compile(table, text, line, source) for table, line in zip(tables, lines, strict=False)]
     _refuse_duplicates(rules, source)
     ordered = tuple(sorted(rules, key=lambda rule: -rule.spec.priority))
+    terms = _terms(tree, text, source)
     on_requests = tuple(rule for rule in ordered if "job" not in rule.spec.may_read)
     return PolicySet(
         rules=ordered,
         on_requests=on_requests,
         on_jobs=tuple(rule for rule in ordered if "job" in rule.spec.may_read),
         fair=_table(tree.get("fair", {}), Fair, "fair", text, source),
-        terms=_terms(tree, text, source),
+        terms=terms,
+        guaranteed={tenant: one for tenant, one in terms.items() if one.guarantee != Guarantee()},
         source=source,
         text=text,
         reads=_union_of_reads(on_requests),
@@ -76,7 +78,7 @@ def _table(tree: Any, into: type[T], path: str, text: str, source: str) -> T:
         keys = re.findall(r"\.(\w+)", str(error).rpartition("`$")[2]) or re.findall(
             r"field `(\w+)`", str(error)
         )
-        line = _key_line(text, start, keys[-1]) if keys else start
+        line = _key_line(text, start, keys[0]) if keys else start
         raise PolicyError(f"{source}:{line}: {path}: {error}") from error
 
 

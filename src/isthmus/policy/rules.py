@@ -167,6 +167,7 @@ class PolicySet(msgspec.Struct, frozen=True, kw_only=True):
     """All rules, in the order in which they are evaluated, the terms of tenants, and the text they came from.
 
     on_requests, on_jobs   the rules by what they judge
+    guaranteed             the terms of tenants that have a guarantee
     reads                  the fields that any condition on requests reads, by variable: only these are shown
     shape_reads            the same of rules that judge shapes of nodes
     remembered             what these rules said, by all that they read (`weighing.py`)
@@ -177,6 +178,7 @@ class PolicySet(msgspec.Struct, frozen=True, kw_only=True):
     on_jobs: tuple[Rule, ...] = ()
     fair: Fair = Fair()
     terms: dict[TenantId, Terms] = msgspec.field(default_factory=dict)
+    guaranteed: dict[TenantId, Terms] = msgspec.field(default_factory=dict)
     source: str = ""
     text: str = ""
     reads: dict[str, frozenset[str]] = msgspec.field(default_factory=dict)
@@ -190,11 +192,6 @@ class PolicySet(msgspec.Struct, frozen=True, kw_only=True):
         return may_allow or bool(self.guaranteed)
 
     @property
-    def guaranteed(self) -> dict[TenantId, Terms]:
-        """The tenants that have a guarantee."""
-        return {tenant: terms for tenant, terms in self.terms.items() if terms.guarantee != _NOTHING}
-
-    @property
     def windows_h(self) -> frozenset[int]:
         """The windows over which some rule caps core-hours."""
         caps = [rule.spec for rule in self.on_requests if isinstance(rule.spec, Cap)]
@@ -205,5 +202,4 @@ class PolicySet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _USUAL = Terms()
-_NOTHING = _USUAL.guarantee
 ALLOW_ALL = PolicySet()
