@@ -72,12 +72,16 @@ class Cluster:
 
     @contextlib.contextmanager
     def without_controller(self) -> Iterator[None]:
-        """Kills slurmctld; another is there after the block."""
+        """Kills slurmctld; another is there after the block. It does not know what ended a moment before."""
+        open_jobs = set(self.jobs("PD,R,S"))
         os.kill(int((self.directory / "run" / "slurmctld.pid").read_text()), signal.SIGKILL)
         try:
             yield
         finally:
             self.start()
+            revived = set(self.jobs("PD,R,S")) - open_jobs
+            if revived:
+                self.run("scancel", *map(str, revived))
 
     def stop(self) -> None:
         subprocess.run([TOOLS / "down.sh", self.directory], check=True, timeout=60)

@@ -22,6 +22,12 @@ def slow_square(number: int, path: str, duration_s: float) -> int:
     return number * number
 
 
+def slow_at_first(number: int, path: str) -> int:
+    """Takes a minute where it runs first, and no time wherever it runs again."""
+    is_first = not os.path.exists(path)
+    return slow_square(number, path, 60.0 if is_first else 0.0)
+
+
 @isthmus.function(resources=isthmus.Resources(cores=64))
 def too_wide() -> None:
     """Asks for more than any node has."""

@@ -28,7 +28,9 @@ async def nobody_waits(agent):
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__.removeprefix("test_"))
 def test_slurm_keeps_the_promise_that(promise, cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-    settings = Settings(slurm=SlurmSettings(partition="batch", pending_s=1.5, tick_s=0.2))
+    settings = Settings(
+        slurm=SlurmSettings(partition="batch", pending_s=1.5, tick_s=0.2, command_timeout_s=60)
+    )
 
     @asynccontextmanager
     async def slurm(state):
