@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -116,6 +117,21 @@ def test_a_fork_bomb_stays_inside_its_lease(isolation: Isolation, children: list
     isolation.attach(LEASE, child.pid)
     said, _ = _go(child)
     assert int(said) == (FORKS if isolation.mechanism == "none" else PIDS_MAX - 1)
+
+
+def test_a_frozen_lease_stands_still_and_goes_on_when_thawed(isolation: Isolation, children: list) -> None:
+    isolation.create(LEASE, Share(tuple(os.sched_getaffinity(0)), 256 * MIB, idle_cores=1))
+    child = _start(children, "print('on', flush=True)")
+    isolation.attach(LEASE, child.pid)
+    isolation.freeze(LEASE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+    assert select.select([child.stdout], [], [], 0.5)[0] == []
+    isolation.thaw(LEASE)
+    assert child.stdout.readline() == "on\n"
+    isolation.freeze(LEASE)  # and what is frozen can be ended
 
 
 def test_memory_beyond_the_lease_is_not_to_be_had(isolation: Isolation, children: list) -> None:

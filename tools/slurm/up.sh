@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Start a real Slurm cluster on this one machine: slurmctld, virtual nodes (slurmd), slurmrestd, a munged of its own.
 #
-#   tools/slurm/up.sh DIR [NODES] [PORT]      defaults: 6 nodes n1..n6, ports from 21000 on
+#   tools/slurm/up.sh DIR [NODES] [PORT] [CPUS]   defaults: 6 nodes n1..n6 of 4 CPUs, ports from 21000 on
 #
 # Needs root (Slurm changes users) and Debian's packages, installed here if absent. Everything it writes is in DIR.
 # slurmrestd listens at DIR/rest/socket and wants a JWT (`scontrol token`); where it cannot be installed, the rest
 # goes without. Run again, it starts what is missing. Then: `. DIR/env`. End it with tools/slurm/down.sh DIR.
 set -euo pipefail
 
-directory=$(realpath -m "${1:?usage: up.sh DIR [NODES] [PORT]}")
+directory=$(realpath -m "${1:?usage: up.sh DIR [NODES] [PORT] [CPUS]}")
 node_count=${2:-6}
 port=${3:-21000}
+cpus=${4:-4}
 packages=(slurmctld slurmd slurm-client munge)
 extras=(slurmrestd slurm-wlm-jwt-plugin openssh-server) # the tests start an sshd of their own
 export SLURM_CONF=$directory/slurm.conf
@@ -95,7 +96,7 @@ DefMemPerCPU=64
 GresTypes=gpu
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
-NodeName=n[1-$node_count] NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((port + 1))-$((port + node_count)) CPUs=4 RealMemory=8192 Feature=virtual State=UNKNOWN
+NodeName=n[1-$node_count] NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((port + 1))-$((port + node_count)) CPUs=$cpus RealMemory=8192 Feature=virtual State=UNKNOWN
 PartitionName=batch Nodes=ALL Default=YES PriorityTier=50 PreemptMode=OFF DefaultTime=10 MaxTime=1-0
 PartitionName=urgent Nodes=ALL PriorityTier=90 PreemptMode=OFF DefaultTime=10 MaxTime=1-0
 PartitionName=scavenge Nodes=ALL PriorityTier=10 PreemptMode=CANCEL DefaultTime=10 MaxTime=1-0

@@ -59,11 +59,16 @@ def find_local(state: Path) -> Endpoint | None:
 
 def read_site(state: Path) -> SiteFile | None:
     """`site.json` of a site that is alive. A file left behind by a killed site counts as no site."""
+    site = announced_site(state)
+    return site if site is not None and is_alive(site.pid) else None
+
+
+def announced_site(state: Path) -> SiteFile | None:
+    """`site.json`, also where the site runs on another machine that shares this directory."""
     try:
-        site = msgspec.json.decode((state / SITE_FILE).read_bytes(), type=SiteFile)
+        return msgspec.json.decode((state / SITE_FILE).read_bytes(), type=SiteFile)
     except (OSError, msgspec.MsgspecError):
         return None
-    return site if is_alive(site.pid) else None
 
 
 def is_alive(pid: int) -> bool:

@@ -172,6 +172,9 @@ class Lease(Record, frozen=True):
         return self.agent or self.node
 
 
+LENT_PLATFORM = "lent"  # of nodes that are the idle part of a batch job: for harvested leases, and only those
+
+
 class Node(Record, frozen=True):
     """A machine that can host leases. `cores`/`memory_bytes`/`gpus` are what isthmus may use of it.
 

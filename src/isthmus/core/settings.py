@@ -89,6 +89,10 @@ class NodeSettings(Section, frozen=True):
     fabric: Annotated[str, Meta(pattern="^(auto|ucx|sockets)$")] = "auto"
     """The data plane. `auto`: UCX where it loads, else the plain-Python twin."""
 
+    patience_s: Annotated[float, Meta(ge=0)] = 2.0
+    """How long a harvested lease may lie frozen before it is evicted. Longer: the owner's bursts cost no new
+    start, but memory is held; shorter: its calls move on sooner."""
+
     listen: str = ""
     """Where executors listen. Empty: a Unix socket in the state directory. "tcp://0.0.0.0:0": any network."""
 

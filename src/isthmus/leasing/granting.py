@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from isthmus.core.clock import Clock
 from isthmus.core.errors import DeniedError, IsthmusError, NoCapacityError, SiteUnavailableError
-from isthmus.core.ids import AllocationId, LeaseId, TenantId
+from isthmus.core.ids import AllocationId, LeaseId, NodeId, TenantId
 from isthmus.core.model import EndReason, Lease, LeaseClass, LeaseState
 from isthmus.core.settings import LeasingSettings
 from isthmus.leasing.acting import Acting
@@ -121,8 +121,7 @@ class Granting:
         new = [self._new_lease(demand, decision.lease_class, now_s) for _ in decision.places]
         events: list[tuple[Held, Event]] = []
         for held, node in zip(new, decision.places, strict=True):
-            allocation = AllocationId(self._new_id("al"))
-            agent = self._acting.agent_of(allocation)
+            allocation, agent = self._allocation(decision.lease_class)
             events.append((held, Granted(at_s=now_s, node=node, allocation=allocation, agent=agent)))
             events.append((held, StartOrdered(at_s=now_s, deadline_s=now_s + self._settings.lease_s)))
             held.expires_at = self._clock.monotonic() + self._settings.lease_s
@@ -130,6 +129,13 @@ class Granting:
             held.is_starting = True
         self._acting.apply(events, new=new, decisions=(_logged(demand, snapshot, decision),))
         return new
+
+    def _allocation(self, lease_class: LeaseClass) -> tuple[AllocationId | None, NodeId | None]:
+        """Its name, and the agent that comes with it. A harvested lease has none of its own."""
+        if lease_class is LeaseClass.HARVESTED:
+            return None, None
+        allocation = AllocationId(self._new_id("al"))
+        return allocation, self._acting.agent_of(allocation)
 
     def _new_lease(self, demand: Demand, lease_class: LeaseClass, now_s: float) -> Held:
         asked = demand.lease

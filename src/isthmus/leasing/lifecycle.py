@@ -30,8 +30,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Granted(Event, frozen=True):
+    """`allocation` None: harvested, from what somebody else's job holds."""
+
     node: NodeId
-    allocation: AllocationId
+    allocation: AllocationId | None
     agent: NodeId | None = None
 
 

@@ -30,6 +30,7 @@ from isthmus.leasing.lifecycle import (
 )
 from isthmus.leasing.warming import Warming
 from isthmus.node.messages import AgentHello, EndLease, ExecutorEnded, Heartbeat, LeaseEnded, RunningLease
+from isthmus.node.owners import Lent
 from isthmus.platforms.platform import AllocationState, Platform
 
 FLUSH_S = 10.0  # measured usage that a crash of the site may lose
@@ -114,6 +115,7 @@ class Reconciling:
         for node, warm in self._warming.due(self._inventory.audible(now)):
             self._acting.order("warm", node, warm, warm.environment.id)
         self._keep_books(now)
+        self._forget_lent(now)
         self._acting.on_freed()
 
     async def survey(self, platform: Platform) -> None:
@@ -129,12 +131,16 @@ class Reconciling:
             self._books.set_nodes(self._inventory.rows(self._clock.monotonic()))
         if allocations is None:
             return
-        ours = {held.lease.allocation: held for held in self._books.open.values()}
+        ours = {
+            held.lease.allocation: held
+            for held in self._books.open.values()
+            if held.lease.allocation is not None
+        }
         for allocation in allocations:
             if allocation not in ours:
                 self._acting.release(allocation)
         for name, held in ours.items():
-            state = allocations.get(name) if name is not None else None
+            state = allocations.get(name)
             if held.lease.agent is not None:
                 await self._compare(platform, held, state)
             elif state is None:
@@ -249,6 +255,8 @@ class Reconciling:
     # reports ------------------------------------------------------------------------------------------------
     async def joined(self, platform: Platform, node: NodeId, hello: AgentHello) -> None:
         """An agent is here: adopt what it runs, settle the rest. Raises NotFoundError for a foreign node."""
+        if hello.lent is not None:
+            self._lend(node, hello.lent)
         if not self._expects(node):
             await self.survey(platform)
         if not self._expects(node):
@@ -269,6 +277,19 @@ class Reconciling:
             self._note_stray(node, lease_id)
         self._refresh_open(now)
         self._acting.on_freed()
+
+    def _lend(self, node: NodeId, lent: Lent) -> None:
+        if not self._inventory.lend(node, lent):
+            raise NotFoundError(f"{node!r} is a node of its own, and not for job {lent.job} to lend")
+        self._books.set_nodes(self._inventory.rows(self._clock.monotonic()))
+
+    def _forget_lent(self, now: float) -> None:
+        """Jobs that lent have ended, and with them what was harvested."""
+        for node in self._inventory.abandoned(now):
+            gone = self._gone(EndReason.EVICTED, f"the job that lent {node} has ended")
+            self._acting.apply([(held, gone) for held in self._books.on_node(node) if not held.is_starting])
+            if not self._books.on_node(node) and self._inventory.forget_lent(node):
+                self._books.set_nodes(self._inventory.rows(now))
 
     def _expects(self, agent: NodeId) -> bool:
         return self._inventory.knows(agent) or bool(self._books.of_agent(agent))
@@ -295,6 +316,11 @@ class Reconciling:
                 self._lease_ended(node, message)
 
     def _measure(self, node: NodeId, heartbeat: Heartbeat) -> None:
+        if heartbeat.slack is not None:
+            more = self._inventory.set_slack(node, heartbeat.slack)
+            self._books.nodes.free(node, *more)
+            if max(more) > 0:
+                self._acting.on_freed()
         now = self._clock.monotonic()
         over: list[tuple[Held, Event]] = []
         for report in heartbeat.leases:

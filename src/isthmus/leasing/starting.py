@@ -52,13 +52,13 @@ class Starting:
         """The agent's answer, or the event that its absence means."""
         lease = held.lease
         assert lease.node is not None
-        assert lease.allocation is not None
         try:
-            await self._acting.all_freed()
-            allocation = await self._platform.acquire(
-                lease.allocation, lease.node, lease.resources, lease.lease_class
-            )
-            self._acting.know_end(held, allocation)
+            if lease.allocation is not None:
+                await self._acting.all_freed()
+                allocation = await self._platform.acquire(
+                    lease.allocation, lease.node, lease.resources, lease.lease_class
+                )
+                self._acting.know_end(held, allocation)
         except IsthmusError as error:
             return _Failure(at_s=self._clock.now(), error=error, may_run=False)
         if not _is_wanted(held):

@@ -2,9 +2,11 @@
 
     python -m isthmus.node.agent --site ws://HOST:PORT/agent --node NAME --state DIR
                                  [--name NAME] [--parent PID] [--ephemeral] [--cache DIR]
+                                 [--lend-cores N|auto] [--lend-memory SIZE|auto]
 
 With `--name` it is the guest of a batch job and serves that one allocation, whose name it has: SIGTERM then
-means that the batch system takes everything back.
+means that the batch system takes everything back. With `--lend-cores` it runs inside somebody's batch job and
+offers what that job leaves idle, as a node of its own, to harvested leases only.
 The join key comes in ISTHMUS_JOIN_KEY (hex), settings in ISTHMUS_AGENT_SETTINGS (JSON NodeSettings); both are
 removed from the environment at once. Killed, it leaves its executors running; started again with the same
 state directory, it adopts them. SIGTERM and the parent's death end everything.
@@ -13,6 +15,7 @@ Not here: leases (`hosting.py`), the line to the site (`connection.py`).
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -35,9 +38,11 @@ from isthmus.core.units import parse_bytes
 from isthmus.node import connection, processes
 from isthmus.node.connection import Connection
 from isthmus.node.environments import Environments
+from isthmus.node.harvesting import Harvesting
 from isthmus.node.hosting import Host
 from isthmus.node.isolation import choose, state_tag
 from isthmus.node.leases import Allotments, Capacity
+from isthmus.node.lending import JOINED_FILE, LOCK_FILE
 from isthmus.node.messages import (
     AddExecutor,
     AgentHello,
@@ -55,6 +60,7 @@ from isthmus.node.messages import (
     StartLease,
     Warm,
 )
+from isthmus.node.owners import Lent, lent_by
 from isthmus.node.records import Records
 from isthmus.node.shared_memory import SharedMemory
 from isthmus.node.zygotes import Zygotes
@@ -70,7 +76,7 @@ log = logging.getLogger("isthmus.agent")
 
 class Agent:
     def __init__(self, site: str, node: NodeId, state: Path, join_key: bytes, settings: NodeSettings,
-                 cache: Path, guest: NodeId | None = None) -> None:  # fmt: skip
+                 cache: Path, guest: NodeId | None = None, lent: Lent | None = None) -> None:  # fmt: skip
         self._site = site
         self._name = guest or node
         self._join_key = join_key
@@ -80,19 +86,25 @@ class Agent:
         isolation, why = choose(settings.isolation, state_tag(state))
         self._isolation = isolation
         self._why_no_stronger = why
-        self._capacity = capacity(settings, guest)
+        self._lent = lent
+        self._capacity = capacity(settings, guest) if lent is None else lent_capacity(lent)
         self._reports: deque[AnyMessage] = deque(maxlen=REPORTS_MAX)
         self._reported = asyncio.Event()
         self._connection: Connection | None = None
         self._stop = asyncio.Event()
-        self._end_reason = EndReason.EVICTED if guest else EndReason.SITE_STOPPED
+        self._end_reason = EndReason.EVICTED if guest or lent else EndReason.SITE_STOPPED
         self._orders: set[asyncio.Task[None]] = set()
         self._shared = SharedMemory(state_tag(state))
-        self._zygotes = Zygotes(settings.fabric, state / "agent.log", isolation, self._shared.variables)
+        self._zygotes = Zygotes(
+            settings.fabric, state / "agent.log", isolation, self._shared.variables, is_modest=bool(lent)
+        )
         self._host = Host(
             settings, node, rest_url(site), Allotments(self._capacity), isolation, self._records,
-            self._zygotes, Environments(cache), self._tell, is_guest=guest is not None,
+            self._zygotes, Environments(cache), self._tell, is_guest=bool(guest or lent),
         )  # fmt: skip
+        self._harvesting: Harvesting | None = None
+        if lent is not None:
+            self._harvesting = Harvesting(lent, self._host, settings.patience_s, self._beat_soon)
 
     async def run(self, parent: int | None) -> None:
         """Until SIGTERM, the parent's death, or a site that stays away for longer than its orphan time."""
@@ -110,6 +122,8 @@ class Agent:
             asyncio.create_task(self._meter(), name="agent.meter"),
             asyncio.create_task(self._await_stop(), name="agent.stop"),
         ]
+        if self._harvesting is not None:
+            tasks.append(asyncio.create_task(self._harvesting.run(), name="agent.harvest"))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -128,6 +142,7 @@ class Agent:
                 self._connection = await connection.dial(self._site, self._join_key, self._introduce)
                 attempt = 0
                 log.info("connected to %s", self._site)
+                (self._state / JOINED_FILE).touch()
                 await self._converse(self._connection)
             except AuthError as error:
                 log.error("%s", error)
@@ -171,9 +186,9 @@ class Agent:
     def _introduce(self, nonce: bytes, proof: bytes) -> AgentHello:
         return AgentHello(
             node=self._name, nonce=nonce, proof=proof, version=ISTHMUS_VERSION, python=python_version(),
-            hostname=socket.gethostname(), pid=os.getpid(), cores=len(self._capacity.cores),
+            hostname=socket.gethostname(), pid=os.getpid(), cores=self._capacity.count,
             memory_bytes=self._capacity.memory_bytes, gpus=self._capacity.gpus,
-            enforcement=self._enforcement(), running=self._host.running(),
+            enforcement=self._enforcement(), running=self._host.running(), lent=self._lent,
         )  # fmt: skip
 
     def _enforcement(self) -> Enforcement:
@@ -235,12 +250,16 @@ class Agent:
             await asyncio.sleep(self._settings.meter_s)
             self._host.trim_logs()
             await self._host.cool()
-            line = self._connection
-            if line is not None:
-                try:
-                    await line.send(Heartbeat(leases=self._host.reports()))
-                except SiteUnavailableError:
-                    continue  # the connection's own task notices and dials again
+            await self._beat()
+
+    def _beat_soon(self) -> None:
+        self._keep(asyncio.create_task(self._beat(), name="agent.heartbeat"))
+
+    async def _beat(self) -> None:
+        slack = self._harvesting.slack if self._harvesting is not None else None
+        if self._connection is not None:
+            with contextlib.suppress(SiteUnavailableError):  # its own task notices and dials again
+                await self._connection.send(Heartbeat(leases=self._host.reports(), slack=slack))
 
     async def _expire(self) -> None:
         while True:
@@ -311,6 +330,12 @@ def capacity(settings: NodeSettings, guest: NodeId | None = None) -> Capacity:
     return Capacity(cores=cores[: settings.cores or None], memory_bytes=memory_bytes)
 
 
+def lent_capacity(lent: Lent) -> Capacity:
+    """All cores that the job may run on: the kernel finds the idle ones among them."""
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    return Capacity(cores=cores, memory_bytes=lent.memory_bytes, lent_cores=lent.cores)
+
+
 def rest_url(site: str) -> str:
     """`ws://HOST:PORT/agent` -> `http://HOST:PORT`."""
     scheme, _, rest = site.partition("://")
@@ -329,7 +354,7 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, pid: int, stop: asyncio.Event
 def _lock_state(state: Path) -> int:
     """One agent per state directory; the lock goes with the process."""
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(state / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(state / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -344,6 +369,8 @@ def main() -> int:
     parser.add_argument("--state", required=True, type=Path)
     parser.add_argument("--name", help="serve this one allocation of a batch system")
     parser.add_argument("--parent", type=int, help="end everything when this process ends")
+    parser.add_argument("--lend-cores", help="a number, or auto: of the job around it")
+    parser.add_argument("--lend-memory", default="auto", help="a size, or auto")
     parser.add_argument("--ephemeral", action="store_true", help="remove the state if the site is gone")
     parser.add_argument("--cache", type=Path, help="where virtual environments are built")
     options = parser.parse_args()
@@ -359,7 +386,7 @@ def main() -> int:
         )
         logging.getLogger("websockets").setLevel(logging.WARNING)
         return asyncio.run(_run(options, join_key, settings))
-    except (SettingsError, msgspec.MsgspecError) as error:
+    except (SettingsError, ValueError, msgspec.MsgspecError) as error:
         print(f"isthmus agent: {error}", file=sys.stderr)
         return 2
 
@@ -368,11 +395,12 @@ async def _run(options: argparse.Namespace, join_key: bytes, settings: NodeSetti
     cache = options.cache or Settings().cache_path
     guest = NodeId(options.name) if options.name else None
     state = options.state.resolve()
-    agent = Agent(options.site, NodeId(options.node), state, join_key, settings, cache, guest)
+    lent = lent_by(os.environ, options.lend_cores, options.lend_memory) if options.lend_cores else None
+    agent = Agent(options.site, NodeId(options.node), state, join_key, settings, cache, guest, lent)
     site = os.getppid()
     await agent.run(options.parent)
-    if options.ephemeral and os.getppid() != site:
-        shutil.rmtree(state, ignore_errors=True)  # the site would have done it
+    if lent is not None or (options.ephemeral and os.getppid() != site):
+        shutil.rmtree(state, ignore_errors=True)  # nobody comes back to it; or the site would have done it
     return 0
 
 

@@ -65,10 +65,11 @@ class Exited(Packet, frozen=True):
 class Assignment(Packet, frozen=True):
     """Everything an executor must know of its lease.
 
-    page, log   paths; the agent made the page and set its deadline before
-    listen      the address to accept clients at
-    site        URL for nested calls
-    sys_path    the caller's import directories, before the interpreter's own or after them
+    page, log     paths; the agent made the page and set its deadline before
+    listen        the address to accept clients at
+    site          URL for nested calls
+    sys_path      the caller's import directories, before the interpreter's own or after them
+    is_harvested  it ends with its zygote, and so with the agent, who alone keeps it off its owner's cores
     """
 
     executor: ExecutorId
@@ -84,6 +85,7 @@ class Assignment(Packet, frozen=True):
     sys_path_first: bool
     cores: int
     spin_s: float
+    is_harvested: bool = False
 
 
 class Ready(Packet, frozen=True):

@@ -8,6 +8,7 @@ Not here: the loop that serves calls (`serving.py`).
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -48,6 +49,8 @@ def run(control: socket.socket, fabric: str) -> NoReturn:
     pools = ThreadpoolController()  # looks through all libraries: milliseconds that no lease waits for
     assignment = _await_assignment(control)
     _allow_threads(pools, assignment.cores)
+    if assignment.is_harvested:
+        _end_with_parent()
     page = _occupy(assignment)
     server = Server(domain, page, assignment.spin_s, lambda code: _leave(page, code))
     _handle_signals(server, page)  # before the first signal can come
@@ -68,6 +71,11 @@ def _offer_to_oom_killer() -> None:
     """When the machine runs out of memory, functions go before the site and the agent."""
     with contextlib.suppress(OSError):  # not permitted in some containers: then nobody is preferred
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when its zygote ends. Source: prctl(2), PR_SET_PDEATHSIG."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
 def _await_assignment(control: socket.socket) -> Assignment:

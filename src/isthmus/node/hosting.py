@@ -17,12 +17,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from isthmus.core.errors import FabricError, InvalidRequestError, LeaseEndedError, NotFoundError
+import msgspec
+
+from isthmus.core.errors import (
+    FabricError,
+    InvalidRequestError,
+    LeaseEndedError,
+    NoCapacityError,
+    NotFoundError,
+)
 from isthmus.core.ids import ExecutorId, LeaseId, NodeId, new_id
-from isthmus.core.model import EndReason, Enforcement, Environment, ExecutorInfo
+from isthmus.core.model import EndReason, Enforcement, Environment, ExecutorInfo, LeaseClass
 from isthmus.core.settings import NodeSettings
 from isthmus.node.assignments import Assignment, Exited
 from isthmus.node.environments import Environments, shared
+from isthmus.node.idling import make_idle
 from isthmus.node.isolation import Isolation, Share
 from isthmus.node.leases import Allotments, end_ns
 from isthmus.node.logs import Chunk, Log
@@ -55,6 +64,7 @@ class Hosted:
         self.deadline_ns = record.deadline_ns
         self.lock = asyncio.Lock()
         self.ending = False
+        self.frozen_ns = 0  # since when; 0: it runs
         self.oom_kills = 0  # those already told
 
     @property
@@ -154,6 +164,23 @@ class Host:
         running.send_signal(signal.SIGKILL)
         await running.gone.wait()
         return True
+
+    def guests(self) -> list[Hosted]:
+        """Leases with something to freeze, the longest here first."""
+        return [hosted for hosted in self._leases.values() if hosted.executors and not hosted.ending]
+
+    def freeze(self, lease: LeaseId, now_ns: int) -> None:
+        """Stop all of it where it is. A lease that is gone, or frozen, stays so."""
+        hosted = self._leases.get(lease)
+        if hosted is not None and not hosted.frozen_ns:
+            self._isolation.freeze(lease)
+            hosted.frozen_ns = now_ns
+
+    def thaw(self, lease: LeaseId) -> None:
+        hosted = self._leases.get(lease)
+        if hosted is not None and hosted.frozen_ns:
+            self._isolation.thaw(lease)
+            hosted.frozen_ns = 0
 
     def read_log(self, lease: LeaseId, offset: int, limit_bytes: int) -> Chunk:
         """Also of a lease that is over, while its output is kept. Raises NotFoundError."""
@@ -264,15 +291,27 @@ class Host:
         return hosted
 
     def _admit(self, order: StartLease) -> Hosted:
+        is_harvested = order.lease_class is LeaseClass.HARVESTED
+        if is_harvested != bool(self._allotments.capacity.lent_cores):
+            lends = "takes harvested leases only" if not is_harvested else "lends nothing"
+            raise NoCapacityError(f"{self._node} {lends}; {order.lease} is {order.lease_class}")
         share = self._allotments.take(order.lease, order.resources)
         record = LeaseRecord(
             boot=boot_id(), lease=order.lease, tenant=order.tenant, resources=order.resources,
             environment=order.environment, lease_key=order.lease_key, cores=share.cores,
-            enforcement=self._isolation.enforcement, started_ns=time.monotonic_ns(),
-            deadline_ns=_monotonic_ns(order.deadline_s),
+            enforcement=self._enforcement(is_harvested), started_ns=time.monotonic_ns(),
+            deadline_ns=_monotonic_ns(order.deadline_s), is_harvested=is_harvested,
         )  # fmt: skip
         hosted = self._leases[order.lease] = self._hosted(record)
         return hosted
+
+    def _enforcement(self, is_harvested: bool) -> Enforcement:
+        """Harvested leases share their cores: what holds them apart is the idle class, not a set of cores."""
+        held = self._isolation.enforcement
+        if not is_harvested:
+            return held
+        detail = "cores are lent: it runs at idle class, and is frozen or ended when their owner wants them"
+        return msgspec.structs.replace(held, cores="accounted-only", detail=detail)
 
     def _hosted(self, record: LeaseRecord) -> Hosted:
         directory = self._records.directory(record.lease)
@@ -283,7 +322,7 @@ class Host:
         try:
             self._records.write(hosted.record)
             spare = await self._take_spare(hosted)
-            share = Share(hosted.record.cores, hosted.record.resources.memory_bytes)
+            share = _share(hosted.record)
             await self._add(hosted, spare, share)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self._isolation.destroy, hosted.lease))
@@ -305,6 +344,8 @@ class Host:
         try:
             if share is not None:
                 self._isolation.create(hosted.lease, share, spare.pid)
+            if hosted.record.is_harvested:
+                make_idle(spare.pid)
             attaching = asyncio.to_thread(self._isolation.attach, hosted.lease, spare.pid)
             address, _ = await asyncio.gather(
                 spare.assign(self._assignment(hosted, executor_id, page_path)), attaching
@@ -320,14 +361,14 @@ class Host:
 
     def _assignment(self, hosted: Hosted, executor: ExecutorId, page: Path) -> Assignment:
         record = hosted.record
-        has_core = len(hosted.executors) < len(record.cores)
+        has_core = len(hosted.executors) < record.resources.cores and not record.is_harvested
         spin_s = self._settings.spin_s if has_core else 0.0  # it would spin on a core that others need
         return Assignment(
             executor=executor, lease=record.lease, tenant=record.tenant, node=self._node,
             lease_key=record.lease_key, page=str(page), log=str(hosted.directory / LOG_FILE),
             listen=self._settings.listen or f"unix:{self._socket_path(hosted, executor)}", site=self._site,
             sys_path=record.environment.sys_path, sys_path_first=not record.environment.requirements,
-            cores=len(record.cores), spin_s=spin_s,
+            cores=record.resources.cores, spin_s=spin_s, is_harvested=record.is_harvested,
         )  # fmt: skip
 
     def _socket_path(self, hosted: Hosted, executor: ExecutorId) -> Path:
@@ -395,6 +436,8 @@ class Host:
     async def _stop(self, hosted: Hosted, grace_s: float) -> None:
         """SIGTERM, the grace, SIGKILL."""
         executors = list(hosted.executors.values())
+        if grace_s > 0:
+            self.thaw(hosted.lease)
         for executor in executors:
             executor.page[DRAINING] = 1
             executor.send_signal(signal.SIGTERM if grace_s > 0 else signal.SIGKILL)
@@ -419,7 +462,7 @@ class Host:
 
     async def _adopt_one(self, record: LeaseRecord) -> None:
         hosted = self._hosted(record)
-        share = Share(record.cores, record.resources.memory_bytes)
+        share = _share(record)
         self._leases[record.lease] = hosted
         self._allotments.restore(record.lease, share)
         self._isolation.create(record.lease, share)
@@ -438,6 +481,11 @@ class Host:
         if not hosted.executors:
             reason, detail = self._cause(hosted, last) if last is not None else (EndReason.FAILED, "")
             await self.end(record.lease, reason, 0.0, f"gone when the agent came back: {detail}")
+
+
+def _share(record: LeaseRecord) -> Share:
+    idle_cores = record.resources.cores if record.is_harvested else 0
+    return Share(record.cores, record.resources.memory_bytes, idle_cores)
 
 
 def short_directory(state: Path) -> Path:

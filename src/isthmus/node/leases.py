@@ -1,7 +1,8 @@
 """Pure: which lease holds which cores and how much memory of this node.
 
 Invariant: a core belongs to at most one lease, and the memory of all leases fits the node. A lease that does
-not fit is refused here, whatever the site believes.
+not fit is refused here, whatever the site believes. Where a batch job lends its cores, harvested leases share
+them all, and their number is what fits.
 """
 
 import msgspec
@@ -14,11 +15,20 @@ from isthmus.node.isolation import Share
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """What may be leased on this node in all."""
+    """What may be leased on this node in all.
+
+    lent_cores  so many of `cores`, which belong to a batch job, and to harvested leases while it idles; 0:
+                the cores are for leases
+    """
 
     cores: tuple[int, ...]
     memory_bytes: int
     gpus: int = 0
+    lent_cores: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.lent_cores or len(self.cores)
 
 
 class Allotments:
@@ -35,8 +45,7 @@ class Allotments:
         free = self.free_cores()
         if resources.cores > len(free):
             raise NoCapacityError(
-                f"{lease} needs {resources.cores} cores, "
-                f"{len(free)} of {len(self.capacity.cores)} are free here"
+                f"{lease} needs {resources.cores} cores, {len(free)} of {self.capacity.count} are free here"
             )
         free_bytes = self.free_memory_bytes()
         if resources.memory_bytes > free_bytes:
@@ -46,7 +55,7 @@ class Allotments:
             )
         if resources.gpus > self.capacity.gpus:
             raise NoCapacityError(f"{lease} needs {resources.gpus} GPUs, this node has {self.capacity.gpus}")
-        share = Share(free[: resources.cores], resources.memory_bytes)
+        share = self._share(resources, free)
         self._shares[lease] = share
         return share
 
@@ -57,7 +66,16 @@ class Allotments:
     def give_back(self, lease: LeaseId) -> None:
         self._shares.pop(lease, None)
 
+    def _share(self, resources: Resources, free: tuple[int, ...]) -> Share:
+        if self.capacity.lent_cores:
+            return Share(self.capacity.cores, resources.memory_bytes, resources.cores)
+        return Share(free[: resources.cores], resources.memory_bytes)
+
     def free_cores(self) -> tuple[int, ...]:
+        """Of lent cores only the number says something."""
+        if self.capacity.lent_cores:
+            lent = self.capacity.lent_cores - sum(share.idle_cores for share in self._shares.values())
+            return self.capacity.cores[:lent]
         taken = {core for share in self._shares.values() for core in share.cores}
         return tuple(core for core in self.capacity.cores if core not in taken)
 

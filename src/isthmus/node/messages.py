@@ -12,6 +12,8 @@ import msgspec
 
 from isthmus.core.ids import ExecutorId, LeaseId, NodeId, TenantId
 from isthmus.core.model import EndReason, Enforcement, Environment, ExecutorInfo, LeaseClass, Resources, Usage
+from isthmus.node.owners import Lent
+from isthmus.node.slack import Slack
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
@@ -49,6 +51,7 @@ class AgentHello(Message, frozen=True):
     gpus: int
     enforcement: Enforcement
     running: tuple[RunningLease, ...] = ()
+    lent: Lent | None = None  # the node is part of a batch job, and takes harvested leases only
 
 
 class SiteHello(Message, frozen=True):
@@ -161,9 +164,11 @@ class LeaseReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """Every meter interval. Silence for leasing.agent_silence_s makes the node `silent`."""
+    """Every meter interval, and when slack has changed. Silence for leasing.agent_silence_s makes the node
+    `silent`."""
 
     leases: tuple[LeaseReport, ...]
+    slack: Slack | None = None  # where a job lends: what of it idles now, harvested leases not counted
 
 
 class ExecutorEnded(Message, frozen=True):

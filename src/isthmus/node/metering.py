@@ -18,7 +18,7 @@ def lease_usage(record: LeaseRecord, pages: Sequence[Page], isolation: Isolation
     consumption = isolation.consumption(record.lease)
     dead_cpu_ns = sum(page[CPU] for page in pages) if isolation.mechanism == "none" else 0
     return Usage(
-        allocated_core_s=len(record.cores) * (time.monotonic_ns() - record.started_ns) / 1e9,
+        allocated_core_s=record.resources.cores * (time.monotonic_ns() - record.started_ns) / 1e9,
         cpu_s=(consumption.cpu_ns + dead_cpu_ns) / 1e9,
         busy_s=sum(row.busy_ns for row in rows) / 1e9,
         spin_s=sum(page[SPIN] for page in pages) / 1e9,

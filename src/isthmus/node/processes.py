@@ -40,6 +40,22 @@ def cpu_ns(pid: int) -> int:
     return sum(int(field) for field in fields[11:15]) * 1_000_000_000 // _TICKS_PER_S
 
 
+def main_thread_ns(pid: int) -> int:
+    """CPU time of the process's first thread, to the nanosecond; 0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_bytes().split()[0])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def is_runnable(pid: int) -> bool:
+    """Whether its first thread runs, or would if it had a core."""
+    try:
+        return _stat_fields(pid)[0] == "R"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def rss_bytes(pid: int) -> int:
     """Resident memory of a live process; 0 when it is gone."""
     try:

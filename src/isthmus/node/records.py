@@ -42,6 +42,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
     enforcement: Enforcement
     started_ns: int
     deadline_ns: int
+    is_harvested: bool = False
 
 
 def boot_id() -> str:

@@ -36,6 +36,7 @@ from isthmus.node.assignments import (
     Ready,
     Started,
 )
+from isthmus.node.idling import make_modest
 from isthmus.node.isolation import Isolation, reserve_name
 from isthmus.node.processes import send_signal
 
@@ -254,9 +255,18 @@ class Zygotes:
     """All zygotes of this node, started at the first need of their environment."""
 
     def __init__(
-        self, fabric: str, log_file: Path, isolation: Isolation, variables: dict[str, str] | None = None
+        self,
+        fabric: str,
+        log_file: Path,
+        isolation: Isolation,
+        variables: dict[str, str] | None = None,
+        is_modest: bool = False,
     ) -> None:
-        """`variables`: for the environment of executors; what is set here already goes before them."""
+        """
+        variables  for the environment of executors; what is set here already goes before them
+        is_modest  the cores are somebody else's; take little of them for getting ready
+        """
+        self._is_modest = is_modest
         self.exits = Exits()
         self._fabric = fabric
         self._log_file = log_file
@@ -353,6 +363,8 @@ class Zygotes:
                 env={**self._variables, **_clean_environment()}, start_new_session=True,
             )  # fmt: skip
         ours.setblocking(False)
+        if self._is_modest:
+            make_modest(process.pid)
         try:
             await _await_start(ours, process)
         except BaseException:

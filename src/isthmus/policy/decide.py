@@ -20,8 +20,6 @@ from isthmus.policy.rules import Allow, Cap, Deny, Hurry, PolicySet, Prefer, Rec
 from isthmus.policy.snapshot import Demand, Snapshot
 from isthmus.policy.weighing import CANDIDATES_MAX, Candidate, Weighing
 
-HARVESTING_PLATFORMS: frozenset[str] = frozenset()  # none yet
-
 Block = Literal["", "rule", "class", "pool", "quota", "guarantee", "size", "capacity"]
 
 
@@ -88,8 +86,6 @@ class _Judgement:
     def decision(self) -> Decision:
         if self.weighing.refusal is not None and not self.weighing.verdicts:
             return self._no("deny", "rule", _refused(self.weighing.refusal))
-        if self.lease_class is LeaseClass.HARVESTED and not self._can_harvest():
-            return self._no("deny", "class", "no platform here can harvest yet; ask for elastic")
         if self.demand.lease.pool not in self.snapshot.pools:
             known = ", ".join(sorted(self.snapshot.pools))
             return self._no("deny", "pool", f"no pool named {self.demand.lease.pool!r}; there are {known}")
@@ -156,7 +152,8 @@ class _Judgement:
     # nodes --------------------------------------------------------------------------------------------------
     def _place(self, wanted: int, least: int, room: Room) -> Decision:
         nodes = self.snapshot.nodes
-        weighed = self.weighing.weigh(placement.fits(nodes, self.resources), wanted)
+        fitting = placement.fits(nodes, self.resources) & placement.hosts(nodes, self.lease_class)
+        weighed = self.weighing.weigh(fitting, wanted)
         usable = [candidate for candidate in weighed.candidates if not candidate.denied_by]
         places = placement.lay_out([c.node for c in usable], [c.slots for c in usable], wanted)
         kept = weighed.candidates[:CANDIDATES_MAX]
@@ -174,7 +171,10 @@ class _Judgement:
     def _why_not(self, candidates: tuple[Candidate, ...], fitting: int) -> tuple[Block, str]:
         asked = f"{self.demand.lease.count} x {self.resources.cores} cores, {self.resources.memory}"
         least = self.demand.lease.count if self.demand.lease.together else 1
-        too_large = limits.too_large(self.snapshot.nodes, self.resources, least)
+        nodes = self.snapshot.nodes
+        hosts = placement.hosts(nodes, self.lease_class)
+        is_harvest = self.lease_class is LeaseClass.HARVESTED  # what is lent changes with every job
+        too_large = "" if is_harvest else limits.too_large(nodes, self.resources, least, hosts)
         if too_large:
             return "size", too_large
         if fitting and candidates and all(candidate.denied_by for candidate in candidates):
@@ -184,15 +184,19 @@ class _Judgement:
             )
         if fitting:
             return "capacity", f"{fitting} nodes have room, but not for all of {asked}"
-        if not bool(np.any(self.snapshot.nodes.open)):
-            return "capacity", "no node takes leases now: each is drained, or its agent is not connected"
-        free = int(self.snapshot.nodes.free_cores[self.snapshot.nodes.open].max())
+        usable = nodes.open & hosts
+        if not bool(np.any(usable)):
+            closed = "no node takes leases now: each is drained, or its agent is not connected"
+            return "capacity", "no batch job lends its idle cores now" if is_harvest else closed
+        free = int(nodes.free_cores[usable].max())
         return "capacity", f"no node has room for {asked} now (most free cores on one node: {free})"
 
     def _evict(self, least: int, missing: int) -> tuple[LeaseId, ...]:
         """Whom it may push out: elastic leases if a rule says so, of those who borrow what it is guaranteed,
         or any that nobody calls.
         """
+        if self.lease_class is LeaseClass.HARVESTED:
+            return ()
         pushes = self.lease_class is LeaseClass.RESERVED and self.may_preempt
         reclaims = not pushes and least <= self.own
         wanted = Wanted(
@@ -213,9 +217,6 @@ class _Judgement:
         others = [tenant for tenant in self.snapshot.waiting if tenant != self.demand.tenant]
         ranked = fairness.standings(self.policies, self.snapshot, others)
         return (self.standing, *ranked[:STANDINGS_MAX])
-
-    def _can_harvest(self) -> bool:
-        return any(shape.platform in HARVESTING_PLATFORMS for shape in self.snapshot.nodes.shapes)
 
     def _yes(
         self, places: tuple[NodeId, ...], room: Room, candidates: tuple[Candidate, ...], fitting: int

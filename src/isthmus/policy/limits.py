@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from isthmus.core.model import Resources
+from isthmus.policy.placement import BoolArray
 from isthmus.policy.rules import Cap
 from isthmus.policy.snapshot import Demand, Holding, NodeTable, Pool, Snapshot
 
@@ -46,16 +47,18 @@ def room(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Room:
     return best
 
 
-def too_large(nodes: NodeTable, resources: Resources, least: int) -> str:
+def too_large(nodes: NodeTable, resources: Resources, least: int, hosts: BoolArray) -> str:
     """Why `least` such leases could never be held at once, even with all nodes empty; nothing if they could
     (or no node is known yet).
+
+    hosts  (nodes,): those that may take them at all
     """
-    if not nodes.ids:
+    if not hosts.any():
         return ""
     checks = (
-        ("cores", resources.cores, nodes.cores),
-        ("bytes of memory", resources.memory_bytes, nodes.memory_bytes),
-        ("GPUs", resources.gpus, nodes.gpus),
+        ("cores", resources.cores, nodes.cores * hosts),
+        ("bytes of memory", resources.memory_bytes, nodes.memory_bytes * hosts),
+        ("GPUs", resources.gpus, nodes.gpus * hosts),
     )
     for noun, need, column in checks:
         if need > int(column.max()):
@@ -64,6 +67,7 @@ def too_large(nodes: NodeTable, resources: Resources, least: int) -> str:
     slots = np.minimum(nodes.cores // resources.cores, nodes.memory_bytes // resources.memory_bytes)
     if resources.gpus:
         slots = np.minimum(slots, nodes.gpus // resources.gpus)
+    slots = slots * hosts
     if not slots.any():
         return f"no single node has all of {resources}"
     most = int(slots.sum())

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isthmus.core.ids import NodeId
-from isthmus.core.model import Resources
+from isthmus.core.model import LENT_PLATFORM, LeaseClass, Resources
 from isthmus.policy.shelves import IntArray
 from isthmus.policy.snapshot import NodeTable
 
@@ -22,6 +22,12 @@ Need = tuple[int, int, int]  # of one lease: cores, bytes of memory, GPUs
 GPU_WASTE = 1.0  # what a node with GPUs loses for a lease without: more than any packing gains
 SHELVES_SORTED = 32  # at first; most requests need no more
 HANDFUL = 16  # nodes looked up together
+
+
+def hosts(nodes: NodeTable, lease_class: LeaseClass) -> BoolArray:
+    """Which nodes may take leases of this class: (nodes,). Lent ones take harvested leases, and no others."""
+    lent = np.array([shape.platform == LENT_PLATFORM for shape in nodes.shapes], dtype=np.bool_)
+    return (lent if lease_class is LeaseClass.HARVESTED else ~lent)[nodes.shape]
 
 
 def fits(nodes: NodeTable, resources: Resources) -> BoolArray:

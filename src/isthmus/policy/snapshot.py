@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from isthmus.core.api import LeaseRequest
 from isthmus.core.ids import LeaseId, NodeId, RequestId, TenantId
-from isthmus.core.model import Node, Quota, Record, Resources
+from isthmus.core.model import LENT_PLATFORM, Node, Quota, Record, Resources
 from isthmus.policy.shelves import IntArray, Shelves
 
 
@@ -164,10 +164,11 @@ class NodeTable:
         self.shape_cores = np.array([max(shape.cores, 1) for shape in shapes], dtype=np.float64)
         self.shape_has_gpus = np.array([shape.gpus > 0 for shape in shapes], dtype=np.bool_)
         self.shelves = Shelves(self.shape, self.free_cores)
-        self.total = Holding(
-            cores=int(self.cores.sum()),
-            memory_bytes=int(self.memory_bytes.sum()),
-            gpus=int(self.gpus.sum()),
+        own = np.array([shape.platform != LENT_PLATFORM for shape in shapes], dtype=np.bool_)[self.shape]
+        self.total = Holding(  # lent nodes are parts of others
+            cores=int(self.cores[own].sum()),
+            memory_bytes=int(self.memory_bytes[own].sum()),
+            gpus=int(self.gpus[own].sum()),
         )
 
     def take(self, node: NodeId, resources: Resources, sign: int = 1) -> None:
@@ -180,6 +181,14 @@ class NodeTable:
         self.free_gpus[i] -= sign * resources.gpus
         self.leases[i] += sign
         self.shelves.move(i, int(self.shape[i]), int(self.free_cores[i]))
+
+    def free(self, node: NodeId, cores: int, memory_bytes: int) -> None:
+        """So much more of a node is free, or less: what others use of it has changed."""
+        i = self.index.get(node)
+        if i is not None:
+            self.free_cores[i] += cores
+            self.free_memory_bytes[i] += memory_bytes
+            self.shelves.move(i, int(self.shape[i]), int(self.free_cores[i]))
 
     def set_open(self, node: NodeId, is_open: bool) -> None:
         i = self.index.get(node)

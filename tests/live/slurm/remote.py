@@ -36,3 +36,17 @@ def too_wide() -> None:
 @isthmus.function(lease_class=isthmus.LeaseClass.RESERVED)
 def where_reserved() -> dict[str, str]:
     return where()
+
+
+@isthmus.function(
+    lease_class=isthmus.LeaseClass.HARVESTED, resources=isthmus.Resources(cores=1, memory="256MiB")
+)
+def where_harvested() -> dict[str, str]:
+    return {**where(), "class": "idle" if os.sched_getscheduler(0) == os.SCHED_IDLE else "other"}
+
+
+@isthmus.function(
+    lease_class=isthmus.LeaseClass.HARVESTED, resources=isthmus.Resources(cores=1, memory="256MiB")
+)
+def slow_square_harvested(number: int, path: str, duration_s: float) -> int:
+    return slow_square(number, path, duration_s)

@@ -47,6 +47,23 @@ def test_version_2_without_cpuset_gives_a_quota_and_says_so(tmp_path: Path) -> N
     assert "no cpuset" in enforcement.detail
 
 
+def test_version_2_gives_a_harvested_lease_only_what_idles(tmp_path: Path) -> None:
+    group = tmp_path / "isthmus-tag-ls_a"
+    group.mkdir()
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu memory pids")
+    files = ("cpuset.cpus", "cpu.weight", "cpu.idle", "cpu.max", "memory.max", "pids.max", "cgroup.freeze")
+    for name in files:
+        (group / name).touch()
+    isolation = CgroupV2("tag", base=tmp_path)
+    isolation.create(LEASE, Share((0, 1, 2, 3), 256 * 2**20, idle_cores=2))
+    assert (group / "cpu.idle").read_text() == "1"
+    assert (group / "cpu.max").read_text() == "200000 100000"
+    isolation.freeze(LEASE)
+    assert (group / "cgroup.freeze").read_text() == "1"
+    isolation.thaw(LEASE)
+    assert (group / "cgroup.freeze").read_text() == "0"
+
+
 def test_version_2_reads_what_a_lease_used(tmp_path: Path) -> None:
     group = tmp_path / "isthmus-tag-ls_a"
     group.mkdir()

@@ -41,6 +41,17 @@ def test_what_is_given_back_can_be_taken_again() -> None:
     assert allotments.take(LeaseId("b"), Resources(cores=4)).cores == CAPACITY.cores
 
 
+def test_lent_cores_are_shared_by_as_many_leases_as_there_are_cores() -> None:
+    allotments = Allotments(Capacity(cores=(0, 1, 2, 3), memory_bytes=8 * GIB, lent_cores=2))
+    for name in ("a", "b"):
+        share = allotments.take(LeaseId(name), Resources())
+        assert share == Share((0, 1, 2, 3), GIB, idle_cores=1)
+    with pytest.raises(NoCapacityError, match="1 cores, 0 of 2"):
+        allotments.take(LeaseId("c"), Resources())
+    allotments.give_back(LeaseId("a"))
+    allotments.take(LeaseId("c"), Resources())
+
+
 def test_an_adopted_lease_keeps_its_cores() -> None:
     allotments = Allotments(CAPACITY)
     allotments.restore(LeaseId("old"), Share((3, 5), GIB))

@@ -60,10 +60,28 @@ def test_a_group_larger_than_all_nodes_is_denied_with_what_would_fit() -> None:
     assert decide(ALLOW_ALL, situation, demand(cores=3, count=3, together=True)).outcome == "wait"
 
 
-def test_harvested_leases_are_denied_honestly_while_nothing_can_harvest() -> None:
-    decision = decide(ALLOW_ALL, snapshot(node("a")), demand(lease_class=LeaseClass.HARVESTED))
-    assert decision.outcome == "deny"
-    assert "no platform here can harvest yet" in decision.reason
+def test_harvested_leases_wait_while_no_batch_job_lends() -> None:
+    decision = decide(ALLOW_ALL, snapshot(node("a")), demand(cores=8, lease_class=LeaseClass.HARVESTED))
+    assert (decision.outcome, decision.blocked_by) == ("wait", "capacity")
+    assert "no batch job lends its idle cores now" in decision.reason
+
+
+def test_lent_nodes_are_for_harvested_leases_and_harvested_leases_for_them() -> None:
+    situation = snapshot(node("own", free=1), node("n1.job7", platform="lent", partition="batch"))
+    harvested = decide(ALLOW_ALL, situation, demand(count=9, lease_class=LeaseClass.HARVESTED))
+    assert set(harvested.places) == {"n1.job7"}
+    assert decide(ALLOW_ALL, situation, demand(count=9)).places == ("own",)
+    assert decide(ALLOW_ALL, situation, demand(cores=5)).blocked_by == "size"
+
+
+def test_rules_say_whose_cores_may_be_harvested() -> None:
+    rules = _rule("spare urgent jobs", "deny", "node.labels.partition == 'urgent'")
+    situation = snapshot(
+        node("n1.job7", free=2, platform="lent", partition="urgent"),
+        node("n2.job8", platform="lent", partition="batch"),
+    )
+    decision = decide(load_policies(rules, "f"), situation, demand(lease_class=LeaseClass.HARVESTED))
+    assert decision.places == ("n2.job8",)
 
 
 def test_an_unknown_pool_is_denied_with_the_known_ones() -> None:

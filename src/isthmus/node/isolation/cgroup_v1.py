@@ -3,6 +3,7 @@ group.
 """
 
 import contextlib
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -84,6 +85,12 @@ class CgroupV1:
     def oom_kills(self, lease: LeaseId) -> int:
         return groups.read_field(self._group("memory", lease) / "memory.oom_control", "oom_kill")
 
+    def freeze(self, lease: LeaseId) -> None:
+        groups.signal_all(lambda: groups.pids(self._group("cpuset", lease)), signal.SIGSTOP)
+
+    def thaw(self, lease: LeaseId) -> None:
+        groups.signal_all(lambda: groups.pids(self._group("cpuset", lease)), signal.SIGCONT)
+
     def destroy(self, lease: LeaseId) -> None:
         found = [group for base in self._bases.values() if (group := base / (self._prefix + lease)).exists()]
         if "pids" in self._bases and self._group("pids", lease) in found:
@@ -120,7 +127,10 @@ class CgroupV1:
         elif controller == "pids":
             groups.write(group / "pids.max", PIDS_MAX)
         elif controller == "cpu":
-            groups.write(group / "cpu.shares", 1024 * len(share.cores))
+            groups.write(group / "cpu.shares", 2 if share.idle_cores else 1024 * len(share.cores))
+            if share.idle_cores:
+                groups.write(group / "cpu.cfs_quota_us", share.idle_cores * groups.QUOTA_PERIOD_US)
+                groups.make_idle(group)
 
 
 def parse_cores(text: str) -> list[int]:

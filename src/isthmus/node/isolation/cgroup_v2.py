@@ -19,7 +19,6 @@ from isthmus.node.isolation.isolation import GROUP_PREFIX, PIDS_MAX, Consumption
 _REQUIRED = frozenset({"memory", "pids"})
 _OF_CORES = frozenset({"cpuset", "cpu"})  # one of them must be there
 LEAF = "agent"  # no lease is called so
-_PERIOD_US = 100_000  # over which a quota of processor time holds: the kernel's default
 _WEIGHT_OF_CORE, _WEIGHT_MAX = 100, 10_000  # the kernel's default for a whole group, and its limit
 
 
@@ -83,6 +82,12 @@ class CgroupV2:
     def oom_kills(self, lease: LeaseId) -> int:
         return groups.read_field(self._group(lease) / "memory.events", "oom_kill")
 
+    def freeze(self, lease: LeaseId) -> None:
+        groups.write(self._group(lease) / "cgroup.freeze", 1)
+
+    def thaw(self, lease: LeaseId) -> None:
+        groups.write(self._group(lease) / "cgroup.freeze", 0)
+
     def destroy(self, lease: LeaseId) -> None:
         group = self._group(lease)
         if not group.exists():
@@ -116,13 +121,15 @@ class CgroupV2:
             return set()
 
     def _limit_cores(self, group: Path, share: Share) -> None:
-        offered, count = self._controllers(), len(share.cores)
+        offered, count = self._controllers(), share.idle_cores or len(share.cores)
         if "cpuset" in offered:
             groups.write(group / "cpuset.cpus", groups.format_cores(share.cores))
         if "cpu" in offered:
             groups.write(group / "cpu.weight", min(count * _WEIGHT_OF_CORE, _WEIGHT_MAX))
-        if "cpuset" not in offered:
-            groups.write(group / "cpu.max", f"{count * _PERIOD_US} {_PERIOD_US}")
+        if share.idle_cores:
+            groups.make_idle(group)
+        if "cpuset" not in offered or (share.idle_cores and "cpu" in offered):
+            groups.write(group / "cpu.max", f"{count * groups.QUOTA_PERIOD_US} {groups.QUOTA_PERIOD_US}")
 
     def _delegate(self) -> None:
         """Hand the controllers to our children."""

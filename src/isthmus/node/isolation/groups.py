@@ -4,11 +4,13 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from isthmus.node.processes import send_signal
 
 STALE_S = 600.0  # far longer than a lease takes to start
+QUOTA_PERIOD_US = 100_000  # over which a quota of processor time holds: the kernel's default
 KILL_WAIT_S = 5.0  # a process in uninterruptible sleep may take this long to go
 
 
@@ -66,6 +68,23 @@ def kill_all(group: Path) -> None:
             send_signal(pid, signal.SIGKILL)
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.05)
+
+
+def signal_all(members: Callable[[], list[int]], number: int) -> None:
+    """Signal every member once, those forked meanwhile too."""
+    told: set[int] = set()
+    while news := set(members()) - told:
+        for pid in news:
+            send_signal(pid, number)
+        told |= news
+
+
+def make_idle(group: Path) -> None:
+    """The group runs only where nobody else wants to, from Linux 5.15 on. Before that, the class of its
+    processes must do (`idling.py`).
+    """
+    with contextlib.suppress(OSError):
+        write(group / "cpu.idle", 1)
 
 
 def remove(group: Path) -> None:

@@ -12,10 +12,15 @@ GROUP_PREFIX = "isthmus-"
 
 
 class Share(NamedTuple):
-    """What one lease gets: these very cores, and so much memory."""
+    """What one lease gets: these very cores, and so much memory.
+
+    idle_cores  of a harvested lease: so many of `cores`, which it shares, and only while nobody else wants
+                them; 0: `cores` are its own
+    """
 
     cores: tuple[int, ...]
     memory_bytes: int
+    idle_cores: int = 0
 
 
 class Consumption(NamedTuple):
@@ -69,6 +74,12 @@ class Isolation(Protocol):
     def oom_kills(self, lease: LeaseId) -> int:
         """How many of its processes were killed for going over its memory."""
         ...
+
+    def freeze(self, lease: LeaseId) -> None:
+        """Stop every process of the lease where it is; its memory stays."""
+        ...
+
+    def thaw(self, lease: LeaseId) -> None: ...
 
     def destroy(self, lease: LeaseId) -> None:
         """Kill every process of the lease, wait until they are gone, and remove what `create` made.

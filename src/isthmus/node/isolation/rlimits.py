@@ -12,6 +12,7 @@ import time
 from isthmus.core.ids import LeaseId
 from isthmus.core.model import Enforcement
 from isthmus.node import processes
+from isthmus.node.isolation import groups
 from isthmus.node.isolation.groups import KILL_WAIT_S
 from isthmus.node.isolation.isolation import PIDS_MAX, Consumption, Share
 
@@ -57,6 +58,12 @@ class Rlimits:
 
     def oom_kills(self, lease: LeaseId) -> int:
         return 0
+
+    def freeze(self, lease: LeaseId) -> None:
+        groups.signal_all(lambda: self._members(lease), signal.SIGSTOP)
+
+    def thaw(self, lease: LeaseId) -> None:
+        groups.signal_all(lambda: self._members(lease), signal.SIGCONT)
 
     def destroy(self, lease: LeaseId) -> None:
         deadline_s = time.monotonic() + KILL_WAIT_S

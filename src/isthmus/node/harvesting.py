@@ -1,0 +1,145 @@
+"""Keep harvested leases within what their owner leaves idle: look, freeze, thaw, evict.
+
+    every LOOK_S, while something harvested runs  does it get its cores? else its owner is awake: freeze
+    every MEASURE_S, while leases are here        what does the owner use? -> slack -> freeze, thaw, evict
+    every REST_S, while none are                  the same, for the site to know what can be had
+
+The kernel has given a core back before we notice (`idling.py`); what this loop adds is that nothing harvested
+lingers there, that memory comes back too, and that calls which wait too long move on.
+Not here: deciding (`slack.py`), measuring the owner (`owners.py`), the acts themselves (`hosting.py`).
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+from isthmus.core.ids import LeaseId
+from isthmus.core.model import EndReason
+from isthmus.node import processes
+from isthmus.node.hosting import Host, Hosted
+from isthmus.node.owners import Lent, Owner
+from isthmus.node.slack import Guest, Progress, Slack, Starving, judge, slack
+
+LOOK_S = 0.01
+MEASURE_S = 0.1
+REST_S = 0.5
+FIND_S = 0.5  # how late a new process of the owner may be noticed; its cores it has at once
+TELL_S = 0.25  # at least between two reports of slack
+LATELY_S = 1.0
+
+log = logging.getLogger("isthmus.agent")
+
+
+class Harvesting:
+    """tell  sends a heartbeat now, with the slack in it"""
+
+    def __init__(self, lent: Lent, host: Host, patience_s: float, tell: Callable[[], None]) -> None:
+        self._lent = lent
+        self._host = host
+        self._patience_ns = int(patience_s * 1e9)
+        self._tell = tell
+        self._owner = Owner(lent.job)
+        self._starving = Starving()
+        self._cpu_ns: dict[LeaseId, int] = {}
+        self._looked_ns = 0
+        self._measured_ns = self._found_ns = self._told_ns = 0
+        self._used_cores = 0.0
+        self._told = Slack(0, 0)
+        self._now = Slack(0, 0)
+        self._lately: deque[tuple[int, Slack]] = deque()
+        self._evictions: set[asyncio.Task[None]] = set()
+
+    @property
+    def slack(self) -> Slack:
+        """What idled all the time lately: worth a new lease. Shorter lulls serve those that are here."""
+        return Slack(
+            min((one.cores for _, one in self._lately), default=0),
+            min((one.memory_bytes for _, one in self._lately), default=0),
+        )
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        self._measure(time.monotonic_ns())
+        await asyncio.sleep(MEASURE_S)
+        while True:
+            await asyncio.sleep(self._step(time.monotonic_ns()))
+
+    def _step(self, now_ns: int) -> float:
+        """One round; how long to sleep until the next."""
+        guests = self._host.guests()
+        running = [guest for guest in guests if not guest.frozen_ns]
+        for lease in self._starving.look(self._progress(running, now_ns)):
+            log.info("%s: somebody else wants its core, frozen", lease)
+            self._host.freeze(lease, now_ns)
+        if now_ns - self._measured_ns >= (MEASURE_S if guests else REST_S) * 0.99e9:
+            self._measure(now_ns)
+            self._keep_within_slack(guests, now_ns)
+        if running:
+            return LOOK_S
+        return MEASURE_S if guests else REST_S
+
+    def _progress(self, running: list[Hosted], now_ns: int) -> list[Progress]:
+        """What the main threads of each lease got: there user code runs."""
+        span_ns = max(1, now_ns - self._looked_ns)
+        before, self._cpu_ns, self._looked_ns = self._cpu_ns, {}, now_ns
+        progress = []
+        for hosted in running:
+            pids = [executor.info.pid for executor in hosted.executors.values()]
+            spent_ns = self._cpu_ns[hosted.lease] = sum(map(processes.main_thread_ns, pids))
+            if hosted.lease in before:
+                wants = any(map(processes.is_runnable, pids))
+                progress.append(Progress(hosted.lease, wants, (spent_ns - before[hosted.lease]) / span_ns))
+        return progress
+
+    def _measure(self, now_ns: int) -> None:
+        if now_ns - self._found_ns >= FIND_S * 1e9:
+            self._found_ns = now_ns
+            self._owner.find()
+        used = self._owner.sample(now_ns)
+        self._measured_ns, self._used_cores = now_ns, used.cores
+        lent = self._lent
+        self._now = slack(lent.cores, lent.memory_bytes, lent.held_bytes, used.cores, used.memory_bytes)
+        self._lately.append((now_ns, self._now))
+        while now_ns - self._lately[0][0] > LATELY_S * 1e9:
+            self._lately.popleft()
+        if self.slack.cores != self._told.cores and now_ns - self._told_ns >= TELL_S * 1e9:
+            self._say(now_ns)
+
+    def _say(self, now_ns: int) -> None:
+        self._told, self._told_ns = self.slack, now_ns
+        self._tell()
+
+    def _keep_within_slack(self, guests: list[Hosted], now_ns: int) -> None:
+        shown = [
+            Guest(hosted.lease, hosted.record.resources.cores, _rss_bytes(hosted), hosted.frozen_ns)
+            for hosted in guests
+        ]
+        sizes = {guest.lease: guest.memory_bytes for guest in shown}
+        verdict = judge(shown, self._now, now_ns, self._patience_ns)
+        for lease in verdict.freeze:
+            self._host.freeze(lease, now_ns)
+        for lease in verdict.thaw:
+            self._host.thaw(lease)
+        if verdict.evict:
+            self._say(now_ns)  # before their ends: or the site would place them here again
+        for lease in verdict.evict:
+            self._evict(lease, is_short_of_memory=sizes[lease] > self._now.memory_bytes)
+
+    def _evict(self, lease: LeaseId, is_short_of_memory: bool) -> None:
+        owner = f"its owner, job {self._lent.job},"
+        detail = (
+            f"{owner} needs its memory"
+            if is_short_of_memory
+            else f"{owner} uses {self._used_cores:.1f} of {self._lent.cores} cores"
+        )
+        log.info("%s: evicted: %s", lease, detail)
+        ending = self._host.end(lease, EndReason.EVICTED, 0.0, detail)
+        task = asyncio.create_task(ending, name=f"evict-{lease}")
+        self._evictions.add(task)
+        task.add_done_callback(self._evictions.discard)
+
+
+def _rss_bytes(hosted: Hosted) -> int:
+    return sum(processes.rss_bytes(executor.info.pid) for executor in hosted.executors.values())

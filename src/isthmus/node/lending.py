@@ -1,0 +1,81 @@
+"""Start an agent that lends what the batch job around it leaves idle: what to run, and in which environment.
+
+Not here: what the agent then does (`agent.py`, `harvesting.py`).
+"""
+
+import fcntl
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from isthmus.core.ids import NodeId
+from isthmus.core.settings import NodeSettings
+from isthmus.node.owners import LENT, Lent
+
+LOCK_FILE = "agent.lock"
+JOINED_FILE = "joined"  # in the agent's directory, once it has reached the site
+_PREFIX = "isthmus-lent-"
+_NEW_S = 60.0  # its agent may not have started yet
+
+
+def node_name(lent: Lent) -> NodeId:
+    """The name under which a site knows what a job lends of one node."""
+    return NodeId(f"{lent.node}.job{lent.job}")
+
+
+def command(lent: Lent, site_url: str, state: Path, parent: int) -> list[str]:
+    """parent: the process with which the lending ends; 0: none, the batch system ends it."""
+    words = [
+        sys.executable,
+        "-m",
+        "isthmus.node.agent",
+        "--site",
+        _agent_url(site_url),
+    ]
+    words += ["--node", node_name(lent), "--state", str(state)]
+    words += ["--lend-cores", str(lent.cores), "--lend-memory", str(lent.memory_bytes)]
+    return words + (["--parent", str(parent)] if parent else [])
+
+
+def environment(environ: Mapping[str, str], join_key: bytes, settings: NodeSettings) -> dict[str, str]:
+    """Secrets go by environment, never by the command line, which every user of the machine can read."""
+    return {
+        **environ,
+        LENT: "1",
+        "ISTHMUS_JOIN_KEY": join_key.hex(),
+        "ISTHMUS_AGENT_SETTINGS": msgspec.json.encode(settings).decode(),
+    }
+
+
+def make_state(lent: Lent) -> Path:
+    """The agent's directory, on this node; the agent removes it. What killed agents left goes first."""
+    base = Path(tempfile.gettempdir())
+    for left in base.glob(f"{_PREFIX}*"):
+        if _is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{lent.job}-", dir=base))
+
+
+def _agent_url(site_url: str) -> str:
+    return site_url.replace("http", "ws", 1) + "/agent"
+
+
+def _is_abandoned(state: Path) -> bool:
+    """Ours, not new, and no agent holds it."""
+    try:
+        status = state.stat()
+        if status.st_uid != os.getuid() or time.time() - status.st_mtime < _NEW_S:
+            return False
+        with (state / LOCK_FILE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
