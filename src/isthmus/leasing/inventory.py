@@ -51,6 +51,10 @@ class Inventory:
             self._lent[node] = self._nodes[node] = lent_node(node, lent)
         return True
 
+    def lent(self, node: NodeId | None) -> Node | None:
+        """The lent node of this name, if it is one."""
+        return None if node is None else self._lent.get(node)
+
     def set_slack(self, node: NodeId, slack: Slack) -> tuple[int, int]:
         """How many cores and bytes more (or fewer) are free on a lent node than before."""
         before = self._lent.get(node)

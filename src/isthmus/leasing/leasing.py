@@ -38,6 +38,7 @@ from isthmus.core.model import EndReason, Lease, LeaseClass, LeaseState, Node, P
 from isthmus.core.settings import LeasingSettings
 from isthmus.leasing.acting import Acting
 from isthmus.leasing.books import Books, Held
+from isthmus.leasing.consenting import Consenting
 from isthmus.leasing.control import NodeControl
 from isthmus.leasing.explaining import Explanation, explain_lease, explain_request
 from isthmus.leasing.functions import sum_by_name
@@ -90,7 +91,10 @@ class Leasing:
         self._granting = Granting(settings, self._books, self._acting, policies, clock, new_id)
         self._acting.on_freed = self._granting.serve_waiters
         self._starting = Starting(self._acting, platform, nodes, clock, site_key)
-        self._reconciling = Reconciling(settings, self._books, self._inventory, self._acting, ledger, clock)
+        consenting = Consenting(policies, self._books, self._inventory, clock)
+        self._reconciling = Reconciling(
+            settings, self._books, self._inventory, self._acting, ledger, consenting, clock
+        )
 
     # life of the site ---------------------------------------------------------------------------------------
     async def run(self) -> None:

@@ -12,10 +12,11 @@ import structlog
 from isthmus.core.clock import Clock
 from isthmus.core.errors import IsthmusError, NoCapacityError, NotFoundError, SiteUnavailableError
 from isthmus.core.ids import LeaseId, NodeId
-from isthmus.core.model import EndReason, LeaseState
+from isthmus.core.model import EndReason, LeaseState, Node
 from isthmus.core.settings import LeasingSettings
 from isthmus.leasing.acting import Acting
 from isthmus.leasing.books import Books, Held
+from isthmus.leasing.consenting import Consenting
 from isthmus.leasing.inventory import Inventory
 from isthmus.leasing.ledger import Ledger
 from isthmus.leasing.lifecycle import (
@@ -31,6 +32,7 @@ from isthmus.leasing.lifecycle import (
 from isthmus.leasing.warming import Warming
 from isthmus.node.messages import AgentHello, EndLease, ExecutorEnded, Heartbeat, LeaseEnded, RunningLease
 from isthmus.node.owners import Lent
+from isthmus.node.slack import Slack
 from isthmus.platforms.platform import AllocationState, Platform
 
 FLUSH_S = 10.0  # measured usage that a crash of the site may lose
@@ -50,6 +52,7 @@ class Reconciling:
         inventory: Inventory,
         acting: Acting,
         ledger: Ledger,
+        consenting: Consenting,
         clock: Clock,
     ) -> None:
         self._settings = settings
@@ -57,6 +60,7 @@ class Reconciling:
         self._inventory = inventory
         self._acting = acting
         self._ledger = ledger
+        self._consenting = consenting
         self._clock = clock
         self._warming = Warming(settings.pools)
         self._strays: dict[tuple[NodeId, LeaseId], None] = {}
@@ -316,11 +320,9 @@ class Reconciling:
                 self._lease_ended(node, message)
 
     def _measure(self, node: NodeId, heartbeat: Heartbeat) -> None:
-        if heartbeat.slack is not None:
-            more = self._inventory.set_slack(node, heartbeat.slack)
-            self._books.nodes.free(node, *more)
-            if max(more) > 0:
-                self._acting.on_freed()
+        lent = self._inventory.lent(node)
+        if heartbeat.slack is not None and lent is not None:
+            self._take_slack(lent, heartbeat.slack)
         now = self._clock.monotonic()
         over: list[tuple[Held, Event]] = []
         for report in heartbeat.leases:
@@ -337,6 +339,16 @@ class Reconciling:
                 over.append((held, event))
         if over:
             self._acting.apply(over)
+
+    def _take_slack(self, lent: Node, slack: Slack) -> None:
+        """What a job does not use now, as far as policy lets it be harvested."""
+        more = self._inventory.set_slack(lent.node, self._consenting.allowed(lent, slack))
+        self._books.nodes.free(lent.node, *more)
+        leaving = self._consenting.to_leave(lent)
+        if leaving:
+            self._acting.apply([(held, DrainOrdered(at_s=self._clock.now())) for held in leaving])
+        if max(more) > 0:
+            self._acting.on_freed()
 
     def _idle(self, held: Held, is_draining: bool) -> Event | None:
         """What follows from nothing running in it: once its node admits no further call, it may go."""

@@ -88,8 +88,10 @@ def _fitting(room: Holding, resources: Resources, named: Guarantee | None = None
 
 
 def _free(nodes: NodeTable) -> Holding:
+    """Of open nodes, without those that batch jobs lend: only harvested leases may have them."""
+    own = nodes.open & ~nodes.lent
     return Holding(
-        cores=int(nodes.free_cores[nodes.open].sum()),
-        memory_bytes=int(nodes.free_memory_bytes[nodes.open].sum()),
-        gpus=int(nodes.free_gpus[nodes.open].sum()),
+        cores=int(nodes.free_cores[own].sum()),
+        memory_bytes=int(nodes.free_memory_bytes[own].sum()),
+        gpus=int(nodes.free_gpus[own].sum()),
     )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isthmus.core.ids import NodeId
-from isthmus.core.model import LENT_PLATFORM, LeaseClass, Resources
+from isthmus.core.model import LeaseClass, Resources
 from isthmus.policy.shelves import IntArray
 from isthmus.policy.snapshot import NodeTable
 
@@ -26,8 +26,7 @@ HANDFUL = 16  # nodes looked up together
 
 def hosts(nodes: NodeTable, lease_class: LeaseClass) -> BoolArray:
     """Which nodes may take leases of this class: (nodes,). Lent ones take harvested leases, and no others."""
-    lent = np.array([shape.platform == LENT_PLATFORM for shape in nodes.shapes], dtype=np.bool_)
-    return (lent if lease_class is LeaseClass.HARVESTED else ~lent)[nodes.shape]
+    return nodes.lent if lease_class is LeaseClass.HARVESTED else ~nodes.lent
 
 
 def fits(nodes: NodeTable, resources: Resources) -> BoolArray:

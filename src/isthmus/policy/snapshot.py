@@ -164,7 +164,9 @@ class NodeTable:
         self.shape_cores = np.array([max(shape.cores, 1) for shape in shapes], dtype=np.float64)
         self.shape_has_gpus = np.array([shape.gpus > 0 for shape in shapes], dtype=np.bool_)
         self.shelves = Shelves(self.shape, self.free_cores)
-        own = np.array([shape.platform != LENT_PLATFORM for shape in shapes], dtype=np.bool_)[self.shape]
+        is_lent = np.array([shape.platform == LENT_PLATFORM for shape in shapes], dtype=np.bool_)
+        self.lent: NDArray[np.bool_] = is_lent[self.shape]
+        own = ~self.lent
         self.total = Holding(  # lent nodes are parts of others
             cores=int(self.cores[own].sum()),
             memory_bytes=int(self.memory_bytes[own].sum()),

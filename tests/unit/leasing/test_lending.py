@@ -8,11 +8,12 @@ import pytest
 from isthmus.core.api import LeaseRequest
 from isthmus.core.errors import NoCapacityError, NotFoundError
 from isthmus.core.ids import NodeId
-from isthmus.core.model import EndReason, LeaseClass, Resources
+from isthmus.core.model import EndReason, LeaseClass, LeaseState, Resources
 from isthmus.leasing.inventory import LENT_SILENCE_S, lent_node
 from isthmus.node.messages import Heartbeat, StartLease
 from isthmus.node.owners import Lent
 from isthmus.node.slack import Slack
+from isthmus.policy import load_policies
 from tests.unit.leasing.rooms import ADMIN, ALICE, Room, hello, in_a_room
 
 GIB = 2**30
@@ -101,3 +102,33 @@ async def test_an_agent_that_dials_again_soon_loses_nothing(room: Room) -> None:
 async def test_no_job_may_lend_a_node_that_is_not_its_own(room: Room) -> None:
     with pytest.raises(NotFoundError, match="'n0' is a node of its own"):
         await _lend(room, name=NodeId("n0"))
+
+
+CAPPED = load_policies(
+    "[[rule]]\nname = 'two by day'\nthen = 'harvest'\ncores = 2\nwhen = 'job.partition == \"batch\"'\n"
+    "[[rule]]\nname = 'none when dirty'\nthen = 'protect'\n"
+    "when = 'has(signal.carbon) && signal.carbon > 400.0'\n"
+)
+
+
+@in_a_room(policies=CAPPED)
+async def test_rules_leave_less_of_a_job_than_it_lends(room: Room) -> None:
+    await _lend(room)
+    assert len((await room.leasing.request(ALICE, HARVESTED)).grants) == 1
+    with pytest.raises(NoCapacityError):
+        await room.leasing.request(ALICE, HARVESTED)
+
+
+@in_a_room(policies=CAPPED)
+async def test_leases_go_when_rules_come_to_protect_their_job(room: Room) -> None:
+    await _lend(room)
+    (grant,) = (await room.leasing.request(ALICE, HARVESTED)).grants
+    room.leasing.hear({"carbon": 500.0})
+    await _say_slack(room, 2)
+    assert room.leasing.lease(ADMIN, grant.lease).state is LeaseState.DRAINING
+    with pytest.raises(NoCapacityError):
+        await room.leasing.request(ALICE, HARVESTED)
+    room.leasing.hear({})
+    await room.clock.sleep(room.settings.grace_s + 2.0)
+    await _say_slack(room, 4)
+    assert len((await room.leasing.request(ALICE, HARVESTED)).grants) == 1
