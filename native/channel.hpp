@@ -26,10 +26,22 @@ inline constexpr unsigned message_id = 7;  // of our UCX active messages
 using NativeSymbol = std::int32_t (*)(const void* arguments, std::uint64_t arguments_bytes, void* result,
                                       std::uint64_t* result_bytes);
 
+// Where the calls of one function are counted, in memory that its owner keeps. The times are now_ns().
+struct Meter {
+    struct Row {
+        std::uint64_t calls, errors, busy_ns, last_ns;
+    };
+    Row* row = nullptr;
+    std::uint64_t* running = nullptr;  // not 0 while the function runs
+};
+
 struct NativeFunction {
     std::uint32_t function_id = 0;
     NativeSymbol symbol = nullptr;
     Buffer result;  // scratch for one result; calls never overlap
+    Meter meter;
+    std::uint64_t usual_ns = 0;  // of the last call that was timed
+    unsigned untimed = 0;        // calls that are taken to be like it, before the next is timed
 };
 
 // A frame that came before its turn, or whose data is still on its way.

@@ -448,14 +448,15 @@ int Engine::open_arena(Channel& channel) {
 }
 
 void Engine::define(Channel& channel, std::uint32_t function_id, NativeSymbol symbol,
-                    std::size_t result_bytes_max) {
+                    std::size_t result_bytes_max, const Meter& meter) {
     Buffer result = Buffer::of(std::max<std::size_t>(result_bytes_max, 1));
     if (!result) throw std::bad_alloc();
     lock_outside();
     const std::lock_guard guard(lock_, std::adopt_lock);
     std::erase_if(channel.functions,
                   [&](const NativeFunction& known) { return known.function_id == function_id; });
-    channel.functions.push_back({function_id, symbol, std::move(result)});
+    channel.functions.push_back(
+        {.function_id = function_id, .symbol = symbol, .result = std::move(result), .meter = meter});
     has_functions_ = true;
 }
 

@@ -108,7 +108,7 @@ class Engine {
     // Wait a little for sends under way, then free the endpoint.
     void close(Channel& channel);
     void define(Channel& channel, std::uint32_t function_id, NativeSymbol symbol,
-                std::size_t result_bytes_max);
+                std::size_t result_bytes_max, const Meter& meter = {});
     bool has_functions() const { return has_functions_.load(std::memory_order_relaxed); }
 
     // Driving.
@@ -196,6 +196,7 @@ class Engine {
     void deliver_in_turn(Channel& channel);
     void deliver(Channel& channel, Message&& message);
     bool run_native(Channel& channel, const FrameHeader& header, Bytes meta, Bytes data);
+    std::int32_t run_metered(NativeFunction& function, Bytes arguments, std::uint64_t& result_bytes) const;
     void fail_native(const NativeFailure& failure);
 
     SendStatus send_locked(Channel& channel, const Outgoing& outgoing);

@@ -25,6 +25,18 @@ using isthmus::Envelope;
 using isthmus::FrameHeader;
 using isthmus::Kind;
 
+// The memory behind a writable buffer of whole words, which its owner keeps alive.
+void* words(nb::handle owner, std::size_t bytes) {
+    Py_buffer view;
+    if (PyObject_GetBuffer(owner.ptr(), &view, PyBUF_WRITABLE) != 0) throw nb::python_error();
+    void* memory = view.buf;
+    const bool fits = static_cast<std::size_t>(view.len) == bytes &&
+                      reinterpret_cast<std::uintptr_t>(memory) % sizeof(std::uint64_t) == 0;
+    PyBuffer_Release(&view);
+    if (!fits) throw nb::value_error("a meter's words have another size or place");
+    return memory;
+}
+
 std::optional<isthmus::UcxLibrary>& library() {
     static auto* loaded = new std::optional<isthmus::UcxLibrary>;  // outlives every engine
     return *loaded;
@@ -91,12 +103,17 @@ struct Link {
         domain.release_views();
     }
     void define(std::uint32_t function_id, const std::string& path, const std::string& symbol,
-                std::size_t result_bytes_max) {
+                std::size_t result_bytes_max, nb::handle row, nb::handle running) {
         void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
         void* address = handle == nullptr ? nullptr : dlsym(handle, symbol.c_str());
         if (address == nullptr) throw nb::value_error(dlerror());
+        isthmus::Meter meter;
+        if (!row.is_none()) {
+            meter.row = static_cast<isthmus::Meter::Row*>(words(row, sizeof(isthmus::Meter::Row)));
+            meter.running = static_cast<std::uint64_t*>(words(running, sizeof(std::uint64_t)));
+        }
         domain.engine.define(*channel, function_id, reinterpret_cast<isthmus::NativeSymbol>(address),
-                             result_bytes_max);
+                             result_bytes_max, meter);
     }
     std::string describe() {
         return domain.engine.is_closed() ? std::string() : domain.engine.describe(*channel);
@@ -188,7 +205,8 @@ void bind_link(nb::module_& module) {
         .def("_map_arena", &Link::map_arena, "descriptor"_a)
         .def("_lose", &Link::lose, "reason"_a, "frames_expected"_a)
         .def("_detach", &Link::detach)
-        .def("_define", &Link::define, "function_id"_a, "library"_a, "symbol"_a, "result_bytes_max"_a)
+        .def("_define", &Link::define, "function_id"_a, "library"_a, "symbol"_a, "result_bytes_max"_a,
+             "row"_a.none() = nb::none(), "running"_a.none() = nb::none())
         .def("_describe", &Link::describe)
         .def_prop_ro("_frames_out", [](const Link& link) { return link.channel->sequence_out; });
 }

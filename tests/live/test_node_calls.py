@@ -31,7 +31,15 @@ from isthmus.core.errors import (
 from isthmus.core.model import EndReason, Resources
 from isthmus.fabric.codec import FunctionHeader, GroupTable, encode_group, encode_header
 from isthmus.fabric.frames import CODEC_VERSION, FRAME_VERSION, Kind
-from isthmus.node.messages import AddExecutor, DrainLease, EndLease, ExecutorEnded, Heartbeat, ReadLog
+from isthmus.node.messages import (
+    AddExecutor,
+    DrainLease,
+    EndLease,
+    ExecutorEnded,
+    Heartbeat,
+    LeaseReport,
+    ReadLog,
+)
 from tests.live.node_peer import (
     Client,
     Site,
@@ -225,7 +233,7 @@ int32_t twice(const void *in, uint64_t in_bytes, void *out, uint64_t *out_bytes)
 
 @pytest.mark.parametrize("domain", ["auto", "sockets"])
 def test_a_native_symbol_answers_also_calls_that_came_with_its_definition(
-    lease: str, tmp_path: Path, domain: str
+    site: Site, lease: str, tmp_path: Path, domain: str
 ) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
@@ -244,6 +252,10 @@ def test_a_native_symbol_answers_also_calls_that_came_with_its_definition(
         client.send(Kind.CALL, 10**7, function, b"too long", [])
         with pytest.raises(RemoteError, match="error code 7"):
             client.result(10**7)
+        for call in range(10**8, 10**8 + 100):
+            client.send(Kind.CALL, call, function, b"abc", [])
+            assert bytes(client.frame(call).meta) == b"abcabc"
+    site.wait(lambda: metered(site, lease) == {"twice": (106, 1)})
 
 
 def _sleep() -> None:
@@ -447,6 +459,20 @@ def test_output_of_functions_and_their_children_is_captured(client: Client, site
     assert site.done(ReadLog, lease=lease, offset=log.next_offset).text == ""
 
 
+def last_report(site: Site, lease: str) -> LeaseReport:
+    heartbeats = [report for report in site.reports if isinstance(report, Heartbeat)]
+    return next(report for report in heartbeats[-1].leases if report.lease == lease)
+
+
+def metered(site: Site, lease: str) -> dict[str, tuple[int, int]]:
+    """Calls and errors by function, as the last heartbeat told; nothing before the first."""
+    try:
+        report = last_report(site, lease)
+    except (IndexError, StopIteration):
+        return {}
+    return {use.name: (use.calls, use.errors) for use in report.functions}
+
+
 def test_calls_are_metered_by_function(client: Client, site: Site, lease: str) -> None:
     good, bad = client.define(lambda: time.sleep(0.01), name="good"), client.define(lambda: 1 / 0, name="bad")
     for _ in range(3):
@@ -454,13 +480,8 @@ def test_calls_are_metered_by_function(client: Client, site: Site, lease: str) -
     with pytest.raises(ZeroDivisionError):
         client.call(bad)
 
-    def metered() -> bool:
-        heartbeats = [report for report in site.reports if isinstance(report, Heartbeat)]
-        reports = [report for report in heartbeats[-1].leases if report.lease == lease] if heartbeats else []
-        uses = {use.name: (use.calls, use.errors) for report in reports for use in report.functions}
-        return uses == {"good": (3, 0), "bad": (1, 1)} and reports[0].usage.busy_s >= 0.03
-
-    site.wait(metered)
+    site.wait(lambda: metered(site, lease) == {"good": (3, 0), "bad": (1, 1)})
+    assert last_report(site, lease).usage.busy_s >= 0.03
 
 
 def test_two_clients_have_function_tables_of_their_own(client: Client, lease: str) -> None:

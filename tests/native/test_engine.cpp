@@ -161,6 +161,23 @@ std::int32_t reverse(const void* arguments, std::uint64_t arguments_bytes, void*
     return 0;
 }
 
+void native_functions_are_metered(const isthmus::UcxLibrary& ucx) {
+    Pair pair(ucx, true);
+    isthmus::Meter::Row row{};
+    std::uint64_t running = 0;
+    pair.b.define(*pair.end_b, 3, reverse, 8, {.row = &row, .running = &running});
+    constexpr std::uint64_t calls = 40;
+    for (std::uint64_t call = 1; call <= calls; ++call) {
+        CHECK(send(pair.a, *pair.end_a, call, bytes_of(call == calls ? "too long for it" : "short")) ==
+              SendStatus::sent);
+        CHECK(wait(call == calls ? pair.b : pair.a, call == calls ? pair.a : pair.b) != Outcome::nothing);
+        Message answer;
+        if (call < calls) CHECK(pair.a.take(answer));
+    }
+    CHECK(row.calls == calls && row.errors == 1 && running == 0);
+    CHECK(row.busy_ns > 0 && row.last_ns != 0 && row.last_ns <= isthmus::now_ns());
+}
+
 void native_functions_answer_by_themselves(const isthmus::UcxLibrary& ucx) {
     Pair pair(ucx, true);
     CHECK(send(pair.a, *pair.end_a, 1, bytes_of("early")) == SendStatus::sent);
@@ -281,6 +298,7 @@ int main(int count, char** arguments) {
     a_full_channel_refuses_and_loses_nothing(ucx);
     an_answer_is_kept_apart(ucx);
     native_functions_answer_by_themselves(ucx);
+    native_functions_are_metered(ucx);
     a_lost_channel_says_so_once_and_last(ucx);
     owners_come_back_when_the_data_has_left(ucx);
     a_sleeper_wakes_for_frames_descriptors_and_wakes(ucx);

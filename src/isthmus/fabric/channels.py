@@ -36,6 +36,17 @@ class Frame(NamedTuple):
     data: memoryview | None
 
 
+class Meter(NamedTuple):
+    """Where the calls of a native function are counted: memory of 8-byte words that outlives its channel.
+
+    row      4 words: calls, errors, ns busy (estimated for short functions), monotonic ns of the last
+    running  1 word, not 0 while the function runs
+    """
+
+    row: memoryview
+    running: memoryview
+
+
 class Channel(Protocol):
     @property
     def id(self) -> int: ...
@@ -133,8 +144,9 @@ class Domain(Protocol):
         ...
 
     def define_native(
-        self, channel_id: int, function_id: int, library: str, symbol: str, result_bytes_max: int
-    ) -> None:
+        self, channel_id: int, function_id: int, library: str, symbol: str, result_bytes_max: int,
+        meter: Meter | None = None,
+    ) -> None:  # fmt: skip
         """Answer CALLs of this function with a C symbol, without Python where the domain is native.
 
         int32_t symbol(const void *arguments, uint64_t arguments_bytes, void *result, uint64_t *result_bytes)

@@ -6,9 +6,10 @@
 """
 
 import ctypes
+import time
 
 from isthmus.core.errors import CodecError, FunctionLoadError, RemoteError
-from isthmus.fabric.channels import Frame
+from isthmus.fabric.channels import Frame, Meter
 from isthmus.fabric.codec import Encoded, encode_words
 from isthmus.fabric.frames import Kind
 
@@ -21,7 +22,7 @@ _SIGNATURE = ctypes.CFUNCTYPE(
 class NativeFunction:
     """A loaded symbol. It runs without the GIL; nothing guards this process against what it does."""
 
-    def __init__(self, library: str, symbol: str, result_bytes_max: int) -> None:
+    def __init__(self, library: str, symbol: str, result_bytes_max: int, meter: Meter | None = None) -> None:
         """Raises FunctionLoadError when library or symbol is missing, or the result may be too large."""
         if not 0 <= result_bytes_max <= RESULT_BYTES_MAX:
             raise FunctionLoadError(
@@ -33,6 +34,23 @@ class NativeFunction:
             raise FunctionLoadError(f"no function {symbol!r} in {library!r}: {error}") from error
         self._symbol = symbol
         self._result_bytes_max = result_bytes_max
+        self._meter = meter
+
+    def answer_metered(self, call: Frame) -> tuple[Kind, Encoded]:
+        """`answer`, counted."""
+        if self._meter is None:
+            return self.answer(call)
+        row, running = self._meter
+        started_ns = time.monotonic_ns()
+        running[0] = 1
+        kind, encoded = self.answer(call)
+        running[0] = 0
+        ended_ns = time.monotonic_ns()
+        row[0] += 1
+        row[1] += kind == Kind.ERROR
+        row[2] += ended_ns - started_ns
+        row[3] = ended_ns
+        return kind, encoded
 
     def answer(self, call: Frame) -> tuple[Kind, Encoded]:
         """Run it on the call's raw bytes: `meta` if there is no `data`, else `data`."""

@@ -25,7 +25,7 @@ import msgspec
 
 from isthmus.core.errors import FabricError, FrameError, PeerLostError
 from isthmus.fabric import bootstrap
-from isthmus.fabric.channels import Admission, Buffer, Frame
+from isthmus.fabric.channels import Admission, Buffer, Frame, Meter
 from isthmus.fabric.frames import DATA_BYTES_MAX, Hello, Kind, Refusal, Welcome
 from isthmus.fabric.natives import NativeFunction
 from isthmus.fabric.streams import SCRATCH_BYTES, Ends, FrameStream, lost
@@ -389,13 +389,14 @@ class SocketDomain:
 
     # native functions ---------------------------------------------------------------------------------------
     def define_native(
-        self, channel_id: int, function_id: int, library: str, symbol: str, result_bytes_max: int
-    ) -> None:
+        self, channel_id: int, function_id: int, library: str, symbol: str, result_bytes_max: int,
+        meter: Meter | None = None,
+    ) -> None:  # fmt: skip
         self.check()
-        self._natives[channel_id, function_id] = NativeFunction(library, symbol, result_bytes_max)
+        self._natives[channel_id, function_id] = NativeFunction(library, symbol, result_bytes_max, meter)
 
     def _answer_natively(self, channel: SocketChannel, frame: Frame, native: NativeFunction) -> None:
-        kind, (meta, _) = native.answer(frame)
+        kind, (meta, _) = native.answer_metered(frame)
         with contextlib.suppress(PeerLostError):  # its LOST follows by itself
             channel.stream.send(kind, frame.call_id, frame.function_id, meta, always=True)
             if channel.stream.backlog:

@@ -31,7 +31,7 @@ from isthmus.core.errors import (
     PeerLostError,
 )
 from isthmus.fabric import _ucx, bootstrap, libraries, natives
-from isthmus.fabric.channels import Admission, Frame
+from isthmus.fabric.channels import Admission, Frame, Meter
 from isthmus.fabric.frames import Hello, Kind, Refusal, Welcome
 from isthmus.fabric.sockets import SocketChannel, SocketDomain
 from isthmus.fabric.streams import Ends, FrameStream
@@ -56,6 +56,7 @@ class UcxChannel(_ucx.Link):
         self._transport = ""
         self.shares = False  # each side shows the other an arena, or says that it has none
         self.awaits_arena = False
+        self.meters: list[Meter] = []  # native functions count into them
         self.frames_expected = 0  # how many the peer has sent, once it has said GOODBYE
 
     def begin(self, sock: socket.socket, peer: Hello | Welcome) -> None:
@@ -334,8 +335,9 @@ class UcxDomain(_ucx.Engine):
             self._sockets.wake()
 
     def define_native(
-        self, channel_id: int, function_id: int, library: str, symbol: str, result_bytes_max: int
-    ) -> None:
+        self, channel_id: int, function_id: int, library: str, symbol: str, result_bytes_max: int,
+        meter: Meter | None = None,
+    ) -> None:  # fmt: skip
         channel = self.channel(channel_id)
         if channel is None:
             raise FabricError(
@@ -343,9 +345,12 @@ class UcxDomain(_ucx.Engine):
             )
         if isinstance(channel, SocketChannel):
             assert self._sockets is not None
-            return self._sockets.define_native(channel_id, function_id, library, symbol, result_bytes_max)
+            return self._sockets.define_native(
+                channel_id, function_id, library, symbol, result_bytes_max, meter
+            )
+        channel.meters += [meter] if meter is not None else []
         try:
-            channel._define(function_id, library, symbol, result_bytes_max)
+            channel._define(function_id, library, symbol, result_bytes_max, *(meter or ()))
         except ValueError as error:
             raise FunctionLoadError(f"native function {symbol} of {library}: {error}") from error
 

@@ -103,8 +103,9 @@ class Clients:
         row = self._page.add_row(header.name)
         try:
             self._domain.define_native(
-                frame.channel_id, frame.function_id, header.library, header.symbol, header.result_bytes_max
-            )
+                frame.channel_id, frame.function_id, header.library, header.symbol, header.result_bytes_max,
+                self._page.meter(row),
+            )  # fmt: skip
             function = Function(header, b"", row, self._loop)
             function.native = NativeFunction(header.library, header.symbol, header.result_bytes_max)
         except FunctionLoadError as error:

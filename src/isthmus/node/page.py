@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isthmus.core.errors import FrameError
+from isthmus.fabric.channels import Meter
 
 PAGE_BYTES = 4096
 MAGIC = int.from_bytes(b"isthmus1", "little")
@@ -105,6 +106,10 @@ class Page:
         self._put_text(_word(used) * 8 + 32, _NAME_WORDS * 8, name if used < ROWS_MAX - 1 else OTHERS)
         self.words[ROWS] = used + 1
         return _word(used)
+
+    def meter(self, row: int) -> Meter:
+        """For a function that runs without Python."""
+        return Meter(self.words[row : row + 4], self.words[RUNNING : RUNNING + 1])
 
     def rows(self) -> list[Row]:
         used = min(self.words[ROWS], ROWS_MAX)
