@@ -76,6 +76,11 @@ class LocalPlatform:
         self._supervising: asyncio.Task[None] | None = None
         self._pid = 0
 
+    @property
+    def agent_pid(self) -> int:
+        """The agent that runs now; 0 between two of them."""
+        return self._pid
+
     async def start(self) -> None:
         if self._supervising is None:
             adopted = self._find_agent()
