@@ -244,7 +244,7 @@ class SlurmSettings(Section, frozen=True):
     """Where agents keep their state, as compute nodes see it. Empty: in the site's state directory."""
 
     site_url: str = ""
-    """Where agents dial the site, "http://HOST:PORT", if not where it listens: nodes must reach it."""
+    """Where agents dial the site, "http://HOST:PORT". Empty: through `ssh.tunnel`, else where it listens."""
 
     ssh: SshSettings = SshSettings()
     rest: RestSettings = RestSettings()

@@ -99,12 +99,10 @@ def test_a_step_tells_its_end(login_node, tmp_path):
 
 
 def test_leases_are_drawn_through_a_login_node_and_survive_a_cut(login_node, open_site, cluster, tmp_path):
-    tunnel = f"127.0.0.1:{free_ports(1)}"
     ssh = {
         "ISTHMUS_SLURM__SSH__HOST": "login",
         "ISTHMUS_SLURM__SSH__CONFIG": str(login_node.config),
-        "ISTHMUS_SLURM__SSH__TUNNEL": tunnel,
-        "ISTHMUS_SLURM__SITE_URL": f"http://{tunnel}",
+        "ISTHMUS_SLURM__SSH__TUNNEL": f"127.0.0.1:{free_ports(1)}",
         "ISTHMUS_SLURM__AGENT_DIR": str(tmp_path / "there"),
         "SLURM_CONF": "/nowhere",  # the site's machine knows nothing of Slurm
     }

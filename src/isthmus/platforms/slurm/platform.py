@@ -70,7 +70,9 @@ class SlurmPlatform:
         self._node_settings = settings.node
         self._agents = Path(settings.slurm.agent_dir or state / "agents")
         self._log_path = str((self._agents if settings.slurm.agent_dir else state / "logs") / "srun.log")
-        self._agent_url = (settings.slurm.site_url or site_url).replace("http", "ws", 1) + "/agent"
+        tunnel = settings.slurm.ssh.tunnel and f"http://{settings.slurm.ssh.tunnel}"
+        url = settings.slurm.site_url or tunnel or site_url
+        self._agent_url = url.replace("http", "ws", 1) + "/agent"
         self._join_key = join_key
         self._site = hashlib.blake2b(join_key, digest_size=4, person=b"isthmus-site").hexdigest()
         self._joined = joined

@@ -18,6 +18,7 @@ from isthmus.platforms.slurm.commands import Command
 
 CONCURRENCY_MAX = 8  # commands at once: more would only queue up in slurmctld
 END_S = 2.0  # for a command that is told to end
+KILL_S = 10.0  # for one that is made to
 
 
 class CommandFailedError(SiteUnavailableError):
@@ -113,13 +114,13 @@ async def _spawn(
 
 async def _end(process: asyncio.subprocess.Process) -> None:
     """SIGTERM lets salloc give its request back; then SIGKILL."""
-    for stop in (process.terminate, process.kill):
+    for stop, patience_s in ((process.terminate, END_S), (process.kill, KILL_S)):
         if process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
             stop()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_S):
+            async with asyncio.timeout(patience_s):
                 await process.wait()
 
 

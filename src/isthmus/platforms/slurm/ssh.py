@@ -26,6 +26,8 @@ from isthmus.platforms.slurm.commands import Command
 from isthmus.platforms.slurm.running import CONCURRENCY_MAX, CommandFailedError, failure
 
 RETRY_S = 1.0  # after a failed connection all who ask are told the same for so long
+CLOSE_S = 2.0  # for a connection to say good-bye
+TUNNEL_RETRY_S = 10.0
 KEEPALIVES_MAX = 3  # without an answer; then the connection counts as cut
 _FOREIGN = "SALLOC_*|SBATCH_*|SCANCEL_*|SINFO_*|SQUEUE_*|SLURM_*"
 _PRELUDE = (
@@ -59,6 +61,7 @@ class RunningBySsh:
         self._connection: asyncssh.SSHClientConnection | None = None
         self._failed: tuple[float, str] = (float("-inf"), "")
         self._tunnel: asyncssh.SSHListener | None = None
+        self._dig_at = float("-inf")
         self._keeper: _Keeper | None = None
         self._user = ""
 
@@ -117,10 +120,13 @@ class RunningBySsh:
         await self.run(("rm", "-rf", "--", directory), self._settings.connect_s)
 
     async def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            await self._connection.wait_closed()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await connection.wait_closed()
+            connection.abort()
         if self._keeper is not None:
             await self._keeper.close()
 
@@ -135,8 +141,10 @@ class RunningBySsh:
         """The one connection, made anew after a cut. Raises CommandFailedError."""
         async with self._connecting:
             if self._connection is None or self._connection.is_closed():
-                self._connection, self._tunnel = await self._connect(), None
-            if self._settings.tunnel and self._site_url and self._tunnel is None:
+                self._connection, self._tunnel, self._dig_at = await self._connect(), None, 0.0
+            is_wanted = self._settings.tunnel and self._site_url and self._tunnel is None
+            if is_wanted and time.monotonic() >= self._dig_at:
+                self._dig_at = time.monotonic() + TUNNEL_RETRY_S
                 self._tunnel = await self._dig(self._connection)
             return self._connection
 
