@@ -1,5 +1,6 @@
 """Functions that exit, crash, fork, leak and resist: each ends in the right typed error and harms nobody."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import isthmus
-from tests.faults import census
+from tests.faults import census, doors
+from tests.faults.conftest import Leaks
 
 SOON_S = 10.0
 GOING_S = 5.0
@@ -54,6 +56,17 @@ def test_a_function_that_ends_its_process_is_named(
     with pytest.raises(isthmus.ExecutorLostError, match=words):
         site.submit(fn).result(timeout_s=SOON_S)
     assert site.submit(add, 1, 2).result(timeout_s=SOON_S) == 3
+
+
+def nested_segfault() -> str:
+    """One of several executors of a lease dies: the nested call's."""
+    with pytest.raises(isthmus.ExecutorLostError) as lost:
+        isthmus.current_site().submit(segfault).result(timeout_s=SOON_S)
+    return str(lost.value)
+
+
+def test_the_end_of_one_executor_of_several_is_named(site: isthmus.Site) -> None:
+    assert "SIGSEGV" in site.submit(nested_segfault).result(timeout_s=2 * SOON_S)
 
 
 def fork_and_return(mark: str) -> int:
@@ -196,14 +209,41 @@ def close_every_descriptor() -> None:
     os.closerange(0, 4096)
 
 
-def write_much(size_bytes: int) -> None:
-    for _ in range(size_bytes // 65536):
-        sys.stdout.write("x" * 65535 + "\n")
+def test_an_executor_without_descriptors_is_replaced(site: isthmus.Site) -> None:
+    """Its answer may still leave by shared memory; what comes next does not find out the hard way."""
+    executor = site.call(os.getpid)
+    with contextlib.suppress(isthmus.ExecutorLostError):
+        site.submit(close_every_descriptor).result(timeout_s=SOON_S)
+    assert site.submit(os.getpid).result(timeout_s=SOON_S) != executor
+    census.wait_until(lambda: census.is_gone(executor), SOON_S, "the executor without descriptors ended")
 
 
-def _state_folders() -> list[Path]:
-    words = [process.command.split() for process in census.descendants() if process.role == "site"]
-    return [Path(line[line.index("--state") + 1]) for line in words]
+MUCH_BYTES = 48 * 2**20
+
+
+def write_without_end(mark: str) -> None:
+    written_bytes = 0
+    while True:
+        written_bytes += sys.stdout.write("x" * 65535 + "\n")
+        if written_bytes > MUCH_BYTES:
+            Path(mark).touch()
+
+
+def test_output_without_end_fills_no_disk_and_can_be_cancelled(
+    leaks: Leaks, environment: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    limit_bytes = 2**20
+    monkeypatch.setenv("ISTHMUS_NODE__LOG_BYTES_MAX", str(limit_bytes))
+    with isthmus.connect() as site:
+        future = site.submit(write_without_end, str(tmp_path / "mark"))
+        census.wait_until((tmp_path / "mark").exists, 3 * SOON_S, "much was written")
+        leaks.note()
+        (log,) = doors.find().state.glob("leases/*/log")
+        assert future.cancel()
+        assert site.submit(add, 1, 2).result(timeout_s=SOON_S) == 3
+        census.wait_until(
+            lambda: not log.exists() or log.stat().st_blocks * 512 <= 2 * limit_bytes, SOON_S, "it was cut"
+        )
 
 
 def raise_unpicklable() -> None:

@@ -35,30 +35,29 @@ def grow(size_bytes: int) -> np.ndarray:
     return np.full(size_bytes, 7, np.uint8)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        b"", "", None, (), [], {}, bytearray(), memoryview(b""), np.empty(0), np.empty((0, 3)),
-        [np.empty(0), b"", np.empty(0)], np.float64(0), b"\0",
-    ],
-    ids=repr,
+NOTHING = (
+    b"", "", None, (), [], {}, bytearray(), memoryview(b""), np.empty(0), np.empty((0, 3)),
+    [np.empty(0), b"", np.empty(0)], np.float64(0), b"\0",
 )  # fmt: skip
-def test_nothing_travels_like_anything(site: isthmus.Site, value: object) -> None:
-    back = site.call(same, value)
-    if isinstance(value, np.ndarray):
-        assert isinstance(back, np.ndarray)
-        assert (back.shape, back.dtype) == (value.shape, value.dtype)
-    elif isinstance(value, list) and value:
-        assert isinstance(back, list)
-        assert len(back) == len(value)
-    else:
-        assert back == value
 
 
-@pytest.mark.parametrize("size_bytes", [2**n + d for n in (8, 12, 13, 16, 20, 24) for d in (-1, 0, 1)])
-def test_payloads_around_every_threshold_stay_whole(site: isthmus.Site, size_bytes: int) -> None:
-    value = np.random.default_rng(size_bytes).bytes(size_bytes)
-    assert site.call(same, value) == value
+def test_nothing_travels_like_anything(site: isthmus.Site) -> None:
+    for value in NOTHING:
+        back = site.call(same, value)
+        if isinstance(value, np.ndarray):
+            assert isinstance(back, np.ndarray)
+            assert (back.shape, back.dtype) == (value.shape, value.dtype)
+        elif isinstance(value, list) and value:
+            assert isinstance(back, list)
+            assert len(back) == len(value)
+        else:
+            assert back == value
+
+
+def test_payloads_around_every_threshold_stay_whole(site: isthmus.Site) -> None:
+    for size_bytes in [2**power + more for power in (8, 12, 13, 16, 20, 24) for more in (-1, 0, 1)]:
+        value = np.random.default_rng(size_bytes).bytes(size_bytes)
+        assert site.call(same, value) == value, size_bytes
 
 
 def free_bytes() -> int:

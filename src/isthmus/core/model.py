@@ -142,6 +142,14 @@ class ExecutorInfo(Record, frozen=True):
     pid: int
 
 
+class ExecutorEnd(Record, frozen=True):
+    """How one executor of a lease that goes on died; `detail` as in "signal SIGSEGV"."""
+
+    executor: ExecutorId
+    reason: "EndReason"
+    detail: str
+
+
 class Lease(Record, frozen=True):
     """The right of one tenant to a bundle of resources on one node until `deadline_s` (epoch seconds)."""
 
@@ -156,6 +164,7 @@ class Lease(Record, frozen=True):
     allocation: AllocationId | None = None
     agent: NodeId | None = None  # the agent that serves only its allocation; None: its node's
     executors: tuple[ExecutorInfo, ...] = ()
+    lost_executors: tuple[ExecutorEnd, ...] = ()  # the latest of those that died without an order
     deadline_s: float = 0.0
     created_s: float = 0.0
     ended_s: float = 0.0

@@ -68,7 +68,7 @@ class Leases:
                 list[Lease],
                 query=ListQuery,
             ),
-            Operation("GET", lease, "One lease", self.show, Lease),
+            Operation("GET", lease, "One lease", self.show, Lease, roles=NESTED),
             Operation("DELETE", lease, "End a lease", self.release, Lease),
             Operation(
                 "POST",
@@ -131,7 +131,7 @@ class Leases:
         return self._leasing.leases(asked.principal, asked.query.ended)
 
     async def show(self, asked: Asked) -> Lease:
-        return self._leasing.lease(asked.principal, LeaseId(asked.path["lease"]))
+        return self._leasing.lease(asked.principal, _own_lease(asked))
 
     async def release(self, asked: Asked) -> Lease:
         lease_id = LeaseId(asked.path["lease"])

@@ -18,7 +18,9 @@ import msgspec
 
 from isthmus.core.errors import IsthmusError
 from isthmus.core.ids import AllocationId, NodeId
-from isthmus.core.model import EndReason, Enforcement, ExecutorInfo, Lease, LeaseState, Usage
+from isthmus.core.model import EndReason, Enforcement, ExecutorEnd, ExecutorInfo, Lease, LeaseState, Usage
+
+LOST_EXECUTORS_MAX = 16  # whose ends a lease remembers: their clients ask within a second or two
 
 
 class IllegalTransitionError(IsthmusError):
@@ -64,9 +66,10 @@ class ExecutorAdded(Event, frozen=True):
 
 
 class ExecutorGone(Event, frozen=True):
-    """One of several executors ended; the lease goes on."""
+    """One of several executors ended; the lease goes on. `end`: how, unless by order."""
 
     executor: str
+    end: ExecutorEnd | None = None
 
 
 class Measured(Event, frozen=True):
@@ -151,8 +154,10 @@ def _run(lease: Lease, event: Event) -> tuple[Lease, Effects]:
     match event:
         case Measured(usage=usage):
             return replace(lease, usage=usage), ()
-        case ExecutorGone(executor=gone):
-            return replace(lease, executors=tuple(e for e in lease.executors if e.executor != gone)), ()
+        case ExecutorGone(executor=gone, end=end):
+            left = tuple(e for e in lease.executors if e.executor != gone)
+            lost = (*lease.lost_executors, *([end] if end is not None else []))
+            return replace(lease, executors=left, lost_executors=lost[-LOST_EXECUTORS_MAX:]), ()
         case ExecutorAdded(executor=executor) if lease.state is LeaseState.ACTIVE:
             others = tuple(e for e in lease.executors if e.executor != executor.executor)
             return replace(lease, executors=(*others, executor)), ()

@@ -12,7 +12,7 @@ import structlog
 from isthmus.core.clock import Clock
 from isthmus.core.errors import IsthmusError, NoCapacityError, NotFoundError, SiteUnavailableError
 from isthmus.core.ids import LeaseId, NodeId
-from isthmus.core.model import EndReason, LeaseState, Node
+from isthmus.core.model import EndReason, ExecutorEnd, LeaseState, Node
 from isthmus.core.settings import LeasingSettings
 from isthmus.leasing.acting import Acting
 from isthmus.leasing.books import Books, Held
@@ -365,7 +365,8 @@ class Reconciling:
         held = self._books.open.get(message.lease)
         if held is None or held.lease.orders_to != node:
             return
-        self._books.note(held, ExecutorGone(at_s=self._clock.now(), executor=message.executor))
+        end = ExecutorEnd(executor=message.executor, reason=message.reason, detail=message.detail)
+        self._books.note(held, ExecutorGone(at_s=self._clock.now(), executor=message.executor, end=end))
         if not held.lease.executors and held.lease.end_reason is None:
             self._acting.end(held, message.reason, message.detail)
 

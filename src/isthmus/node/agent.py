@@ -65,7 +65,7 @@ from isthmus.node.records import Records
 from isthmus.node.shared_memory import SharedMemory
 from isthmus.node.zygotes import Zygotes
 
-EXPIRY_TICK_S = 0.25  # how late an expired lease may be noticed
+EXPIRY_TICK_S = 0.25  # how late an expired lease, or output beyond its limit, may be noticed
 REPORTS_MAX = 1000  # kept while the site is away; ends of leases are on disk besides
 LOG_READ_MAX = 2**20
 FAILURE_CHARACTERS_MAX = 10_000  # the words may be a build's, and the site takes no message of any length
@@ -248,7 +248,6 @@ class Agent:
     async def _meter(self) -> None:
         while True:
             await asyncio.sleep(self._settings.meter_s)
-            self._host.trim_logs()
             await self._host.cool()
             await self._beat()
 
@@ -264,6 +263,7 @@ class Agent:
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(EXPIRY_TICK_S)
+            self._host.trim_logs()
             for lease in self._host.overdue(self._connection is not None):
                 task = asyncio.create_task(
                     self._host.end(lease, EndReason.EXPIRED, 0.0, "nobody renewed it"), name=f"expire-{lease}"

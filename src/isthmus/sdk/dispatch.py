@@ -21,6 +21,7 @@ from isthmus.core.errors import (
     ExecutorLostError,
     IsthmusError,
     NoCapacityError,
+    PeerLostError,
     SiteUnavailableError,
 )
 from isthmus.sdk.work import (
@@ -48,6 +49,7 @@ GROW_PAUSE_S_MAX = 5.0
 QUEUE_WAIT_S = 60.0  # one stay in the site's queue when we hold nothing at all; then another
 CAPACITY_WAIT_S = 600.0  # how long all of them may take before calls without an executor fail
 SITE_ATTEMPTS_MAX = 3  # requests that find no site before calls without an executor fail
+GRANT_ATTEMPTS_MAX = 10  # ... or an executor that was taken back before we came
 IDLE_S = 2.0  # an executor without work is given back after this
 LAST_IDLE_S = 20.0  # ... and the last one of a pool after this; others may wait for it, for QUEUE_WAIT_S
 KILL_GRACE_S = 2.0  # between asking running code to stop and killing its process
@@ -60,6 +62,13 @@ class _Due(enum.Enum):
     RETRY = enum.auto()
     GROW = enum.auto()
     IDLE = enum.auto()
+
+
+def _attempts_max(error: IsthmusError) -> int:
+    """How often in a row a request may end like this before its calls fail."""
+    if isinstance(error, PeerLostError):
+        return GRANT_ATTEMPTS_MAX
+    return SITE_ATTEMPTS_MAX if isinstance(error, SiteUnavailableError) else 1
 
 
 class Dispatch:
@@ -174,7 +183,7 @@ class Dispatch:
             pool.refusals = pool.silences = 0
         elif isinstance(error, NoCapacityError):
             self._queue_up(pool, error, now_s)
-        elif isinstance(error, SiteUnavailableError) and pool.silences < SITE_ATTEMPTS_MAX - 1:
+        elif pool.silences + 1 < _attempts_max(error):
             pool.silences += 1
             self._pause_growth(pool, now_s)
         else:

@@ -134,22 +134,28 @@ def _cause(control: Control, holding: Holding) -> CallError | EvictedError | Non
         return ExecutorLostError(f"executor {holding.executor} died and its lease is forgotten; {advice}")
     except SiteUnavailableError:
         return ExecutorLostError(f"executor {holding.executor} died and the site cannot say why; {advice}")
+    known = [end for end in lease.lost_executors if end.executor == holding.executor]
+    if known:
+        return cause_of(lease, holding.executor, known[0].reason, known[0].detail, advice)
     if lease.end_reason is None:
         others = [info for info in lease.executors if info.executor != holding.executor]
         if others and len(others) == len(lease.executors):  # the lease goes on without it
             return ExecutorLostError(f"executor {holding.executor} died; {advice}")
         return None
-    return cause_of(lease, holding.executor, advice)
+    return cause_of(lease, holding.executor, lease.end_reason, lease.end_detail, advice)
 
 
-def cause_of(lease: Lease, executor: ExecutorId, advice: str) -> CallError | EvictedError:
-    detail = lease.end_detail or str(lease.end_reason)
-    if lease.end_reason is EndReason.OUT_OF_MEMORY:
+def cause_of(
+    lease: Lease, executor: ExecutorId, reason: EndReason, detail: str, advice: str
+) -> CallError | EvictedError:
+    """`reason` and `detail`: of this executor's end, or of the whole lease's."""
+    detail = detail or str(reason)
+    if reason is EndReason.OUT_OF_MEMORY:
         limit = lease.resources.memory
         return MemoryLimitError(
             f"executor {executor} went over its lease's memory of {limit} and was killed ({detail}); "
             "ask for more with Resources(memory=...)"
         )
-    if lease.end_reason in _TAKEN_BACK:
-        return EvictedError(f"lease {lease.lease} was taken back ({lease.end_reason}: {detail})")
+    if reason in _TAKEN_BACK:
+        return EvictedError(f"lease {lease.lease} was taken back ({reason}: {detail})")
     return ExecutorLostError(f"executor {executor} died while it ran the call ({detail}); {advice}")

@@ -78,7 +78,7 @@ class Pool:
     pause_s: float = GROW_PAUSE_S
     refusals: int = 0  # for want of capacity, in a row
     refused_s: float = 0.0  # when the first of them came
-    silences: int = 0  # requests in a row that found no site
+    silences: int = 0  # requests in a row that found no site, or an executor that was gone
     broken: BaseException | None = None
     retired: bool = False  # its executors were given back; it gets no others
     closing: bool = False  # its user is gone: it ends with its last call

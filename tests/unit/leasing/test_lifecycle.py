@@ -10,6 +10,7 @@ from isthmus.core.model import (
     EndReason,
     Enforcement,
     Environment,
+    ExecutorEnd,
     ExecutorInfo,
     Lease,
     LeaseClass,
@@ -18,6 +19,7 @@ from isthmus.core.model import (
     Usage,
 )
 from isthmus.leasing.lifecycle import (
+    LOST_EXECUTORS_MAX,
     Adopted,
     DrainOnNode,
     DrainOrdered,
@@ -127,3 +129,15 @@ def test_whatever_happens_a_lease_ends_at_most_once_and_for_one_reason(events: l
         lease = after
     assert (lease.state is LeaseState.ENDED) <= (reason is not None)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(lease), type=Lease) == lease
+
+
+def test_a_lease_remembers_how_its_latest_executors_died() -> None:
+    ends = [
+        ExecutorEnd(
+            executor=ExecutorId(f"ex_{number}"), reason=EndReason.EXITED, detail=f"exit code {number}"
+        )
+        for number in range(LOST_EXECUTORS_MAX + 1)
+    ]
+    gone = [ExecutorGone(at_s=4.0, executor=end.executor, end=end) for end in ends]
+    lease = _after(GRANTED, START, STARTED, *gone)
+    assert lease.lost_executors == tuple(ends[1:])

@@ -13,6 +13,7 @@ from isthmus.core.errors import (
     ExecutorLostError,
     IsthmusError,
     NoCapacityError,
+    PeerLostError,
     SiteUnavailableError,
 )
 from isthmus.sdk import dispatch, work
@@ -313,3 +314,18 @@ def test_a_site_that_restarts_meanwhile_ends_no_wait():
         now_s += dispatch.GROW_PAUSE_S_MAX
         core.tick(now_s)
     assert pool.queue
+
+
+def test_executors_that_are_gone_before_they_are_reached_are_asked_for_again():
+    core = Dispatch()
+    pool = core.pool("pool", None, limit=2)
+    core.submit(Call(0, pool, None, Retry()), 0.0)
+    for attempt in range(dispatch.GRANT_ATTEMPTS_MAX):
+        (request,) = core.effects
+        assert isinstance(request, work.Request)
+        core.effects.clear()
+        core.refused(pool, PeerLostError("gone"), 10.0 * attempt)
+        core.tick(10.0 * attempt + dispatch.GROW_PAUSE_S_MAX)
+    (settle,) = core.effects
+    assert isinstance(settle, work.Settle)
+    assert str(settle.error) == "gone"
