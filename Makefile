@@ -41,6 +41,9 @@ simulate: $(VENV)/.test  ## SEED=first SEEDS=count: the control plane on a fake 
 bench: $(VENV)/.test  ## every benchmark, peers side by side; ARGS='--quick --no-peers' for less
 	$(BIN)/python -m benchmarks $(ARGS)
 
+bench-slurm: $(VENV)/.test  ## on a real Slurm cluster: what harvesting gains, and what it costs; ARGS=--quick for less
+	$(BIN)/python -m benchmarks.slurm_harvest --json benchmarks/results/slurm_harvest.json $(ARGS)
+
 soak: $(VENV)/.test  ## MINUTES=30 of random kills under load
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
 
@@ -49,4 +52,4 @@ clean:  ## remove what the other targets made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find src -name '*.so' -delete
 
-.PHONY: help run test check test-rdma simulate bench soak clean
+.PHONY: help run test check test-rdma simulate bench bench-slurm soak clean

@@ -20,6 +20,7 @@ in ROUNDS rounds, so that a machine that drifts drifts for all alike. What is pr
 
 import argparse
 import concurrent.futures
+import dataclasses
 import json
 import os
 import random
@@ -129,16 +130,16 @@ class Bench:
         steps = int(self.steps[work.kind] * work.busy_ms)
         out = self.directory / "out.json"
         words = (work.kind, work.threads, work.rounds, steps, work.idle_ms)
-        lines = [
-            "#!/bin/bash",
-            *before,
-            f"{self.program} {' '.join(map(str, words))} > {out}",
-            "kill %% || true",
-        ]
+        lines = ["#!/bin/bash", *before, f"{self.program} {' '.join(map(str, words))} > {out}"]
         script = self.directory / "job.sh"
         script.write_text("\n".join(lines) + "\n")
         shape = (f"--cpus-per-task={self.cores}", "--mem=4G", f"--chdir={self.directory}", "--output=job.out")
-        self._run("sbatch", "--wait", *shape, str(script))
+        number = self._run("sbatch", "--parsable", *shape, str(script)).strip()
+        give_up_s = time.monotonic() + JOB_S
+        while number in self._run("squeue", "--noheader", "--format=%A").split():
+            if time.monotonic() > give_up_s:
+                raise RuntimeError(f"job {number} did not end; see {self.directory}")
+            time.sleep(0.3)  # `sbatch --wait` looks more and more seldom
         printed: dict[str, Any] = json.loads(out.read_text())
         return printed
 
@@ -146,8 +147,8 @@ class Bench:
         return self.job(work, [f"sleep {WARM_S}"])
 
     def naive(self, work: Work, site: RunningSite) -> dict[str, Any]:
-        spin = f"{sys.executable} -c 'while True: pass' &"
-        return self.job(work, [spin] * self.cores + [f"sleep {WARM_S}", 'trap "kill $(jobs -p)" EXIT'])
+        spin = f"timeout {JOB_S} {sys.executable} -c 'while True: pass' &"
+        return self.job(work, ["trap 'kill $(jobs -p)' EXIT", *[spin] * self.cores, f"sleep {WARM_S}"])
 
     def harvested(self, work: Work, site: RunningSite) -> dict[str, Any]:
         stop = threading.Event()
@@ -307,7 +308,7 @@ def main() -> None:
             with running_site(directory / "site", "--platform", "slurm", **environ, **settings) as site:
                 runs = measure(bench, site, 1 if options.quick else options.rounds, chosen)
     document = {
-        "benchmark": "slurm_harvest", "machine": machine.describe(), "cores": cores,
+        "benchmark": "slurm_harvest", "machine": dataclasses.asdict(machine.describe()), "cores": cores,
         "load_average": [load_start, machine.load_average()],
         "rounds": 1 if options.quick else options.rounds, "summary": summary(runs, chosen), "runs": runs,
     }  # fmt: skip

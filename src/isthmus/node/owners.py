@@ -44,7 +44,7 @@ class Lent(Record, frozen=True):
 
 
 class Use(NamedTuple):
-    """`cores`: CPU time per time since the sample before."""
+    """`cores`: time that its threads ran or waited for a core, per time since the sample before."""
 
     cores: float
     memory_bytes: int
@@ -92,7 +92,7 @@ class Owner:
         self._mark = f"SLURM_JOB_ID={job}".encode()
         self._known: dict[tuple[int, int], bool] = {}  # (pid, start) -> is the owner's
         self._members: list[int] = []
-        self._cpu_ns: dict[int, int] = {}
+        self._wants_ns: dict[int, int] = {}
         self._sampled_ns = 0
 
     def find(self) -> None:
@@ -109,14 +109,14 @@ class Owner:
 
     def sample(self, now_ns: int) -> Use:
         """What it used since the sample before; threads that ended meanwhile count for nothing."""
-        cpu_ns: dict[int, int] = {}
+        wants_ns: dict[int, int] = {}
         for pid in self._members:
-            cpu_ns.update(thread_cpu_ns(pid))
-        before, span_ns = self._cpu_ns, max(1, now_ns - self._sampled_ns)
-        used_ns = sum(min(spent - before.get(thread, 0), span_ns) for thread, spent in cpu_ns.items())
+            wants_ns.update(thread_wants_ns(pid))
+        before, span_ns = self._wants_ns, max(1, now_ns - self._sampled_ns)
+        used_ns = sum(min(spent - before.get(thread, 0), span_ns) for thread, spent in wants_ns.items())
         if not before:
             used_ns = 0
-        self._cpu_ns, self._sampled_ns = cpu_ns, now_ns
+        self._wants_ns, self._sampled_ns = wants_ns, now_ns
         return Use(used_ns / span_ns, sum(processes.rss_bytes(pid) for pid in self._members))
 
     def _is_owner(self, pid: int, is_in_group: bool) -> bool:
@@ -128,13 +128,18 @@ class Owner:
         return not is_ours and (is_in_group or self._mark in variables)
 
 
-def thread_cpu_ns(pid: int) -> dict[int, int]:
-    """{thread: CPU time}; empty when the process is gone. Source: proc(5), schedstat, first field."""
+def thread_wants_ns(pid: int) -> dict[int, int]:
+    """{thread: how long it ran or was ready to}; empty when the process is gone.
+
+    What waits counts: where others press too, an owner that gets little is not one that wants little.
+    source   proc(5), schedstat: time on a core, time in the queue
+    """
     spent: dict[int, int] = {}
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:
-                spent[int(thread)] = int(file.read().split()[0])
+                ran, waited, _ = file.read().split()
+                spent[int(thread)] = int(ran) + int(waited)
     return spent
 
 

@@ -31,7 +31,7 @@ def test_a_met_and_a_missed_promise_are_told_apart_in_the_text():
 def test_promises_for_later_and_failures_and_litter_are_never_hidden():
     leaky = Answer("ray", {"actor_noop_us": [1.0]}, (), {}, 1.0, ("process raylet",))
     text = report.to_text(document([leaky], failures={"dask": "dask: no answer within 9 s"}))
-    assert "harvested leases arrive with Slurm" in text
+    assert "measured by `make bench-slurm`" in text
     assert "FAILED dask: no answer within 9 s" in text
     assert "left behind by ray: process raylet" in text
 
