@@ -174,8 +174,11 @@ Outcome Domain::drive(nb::handle self, Turn& turn, bool may_yield, Times times) 
             }
         }
         if (outcome == Outcome::nothing) {
-            if (time_ns >= until_ns) return outcome;
-            outcome = wait(time_ns, spin_until_ns, until_ns);
+            if (time_ns < until_ns) {
+                outcome = wait(time_ns, spin_until_ns, until_ns);
+            } else if (outcome = engine.last_look(); outcome == Outcome::nothing) {
+                return outcome;
+            }
         }
         switch (outcome) {
             case Outcome::attention:

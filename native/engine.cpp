@@ -274,6 +274,13 @@ Outcome Engine::glance(std::uint64_t time_ns) {
     return outcome == Outcome::nothing ? progress() : outcome;
 }
 
+Outcome Engine::last_look() {
+    checked_ns_ = now_ns();
+    check_descriptors(0);
+    const std::lock_guard guard(lock_);
+    return look();
+}
+
 Outcome Engine::spin(std::uint64_t start_ns, std::uint64_t until_ns) {
     Outcome outcome = Outcome::nothing;
     std::uint64_t time_ns = start_ns;

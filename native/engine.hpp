@@ -115,6 +115,9 @@ class Engine {
     // After a send that awaits its answer, whatever became of it.
     void stop_awaiting();
     Outcome glance(std::uint64_t time_ns);
+    // Before one goes with nothing: what is on a descriptor now must not wait for the next time, or a signal
+    // that announced it is spent.
+    Outcome last_look();
     Outcome spin(std::uint64_t start_ns, std::uint64_t until_ns);
     Outcome sleep(std::uint64_t until_ns);
     Message& answer() { return awaited_.answer; }

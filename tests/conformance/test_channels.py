@@ -306,6 +306,32 @@ def test_spinning_without_a_message_is_metered(domain_name: str) -> None:
     domain.close()
 
 
+def test_what_a_signal_announces_is_there_for_a_poll_that_waits_for_nothing(
+    link: tuple[Domain, Channel],
+) -> None:
+    """An executor polls once for a signal: what that poll misses is missed until the next signal."""
+    domain, channel = link
+    heard = threading.Event()
+    ask(domain, channel, Act.ECHO)
+    previous = signal.signal(signal.SIGUSR2, lambda number, frame: heard.set())
+    try:
+        domain.announce(signal.SIGUSR2)
+        for call_id in range(10):
+            heard.clear()
+            send(domain, channel, Act.URGE, call_id, b"0.002")
+            frame = None
+            while frame is None and not heard.is_set():
+                frame = domain.poll(0.0)
+            while frame is None and heard.wait(5.0):
+                heard.clear()
+                frame = domain.poll(0.0)
+            assert frame is not None
+            assert frame.call_id == call_id
+    finally:
+        domain.close()
+        signal.signal(signal.SIGUSR2, previous)
+
+
 def test_an_urgent_frame_is_announced_by_a_signal(link: tuple[Domain, Channel]) -> None:
     domain, channel = link
     heard = threading.Event()
