@@ -314,9 +314,11 @@ def test_a_queued_call_is_cancelled_without_running(client: Client, site: Site, 
 
 
 def test_a_call_whose_time_is_up_before_it_runs_is_not_run(client: Client, site: Site, lease: str) -> None:
-    slow, loud = client.define(lambda: time.sleep(0.3)), client.define(lambda: print("ran"))
+    slow, loud = client.define(lambda: time.sleep(1)), client.define(lambda: print("ran"))
     first = client.start(slow)
+    _await_running(client)
     late = client.start(loud, deadline_ns=10**8)
+    client.cancel(late + 1)  # of no call: what is urgent has the executor read what came, and time begins then
     with pytest.raises(CallTimeoutError):
         client.result(late)
     client.result(first)
