@@ -34,7 +34,7 @@ from tests.faults import census, soak_client
 
 KILLS = ("executor", "executor", "executor", "zygote", "agent", "site", "client")
 KILL_PAUSE_S = (0.3, 2.0)
-START_S, FINISH_S, GONE_S = 30.0, 90.0, 30.0
+START_S, FINISH_S, GONE_S = 60.0, 90.0, 30.0
 ORPHAN_S = 20.0
 
 
@@ -161,6 +161,8 @@ class Soak:
     def stop(self) -> None:
         for process in census.descendants():
             census.kill(process.pid)
+        for child in (*self._clients, self._site):
+            child.wait()
         census.reap_orphans(set())
 
 
