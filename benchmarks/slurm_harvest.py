@@ -187,7 +187,9 @@ def reclaims_ms(printed: dict[str, Any], work: Work, cores: int) -> list[float]:
     """One for each time at which as many threads woke as there are cores."""
     if work.threads < cores or not work.idle_ms:
         return []
-    dues = {due: done for due, _, done in printed["rounds"]}
+    dues: dict[int, int] = {}
+    for due, _, done in printed["rounds"]:  # as soon as one thread is done, a core is idle again
+        dues[due] = min(dues.get(due, done), done)
     found = []
     for due, done in dues.items():
         late = [min(until, done) - due for since, until in printed["spans"] if since < done and until > due]

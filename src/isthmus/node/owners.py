@@ -12,6 +12,7 @@ without a cgroup; it still gets its core at once, by the kernel (`idling.py`), a
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from isthmus.node import processes
 from isthmus.node.isolation import groups
 
 LENT = "LENT_TO_ISTHMUS"  # in the environment of all that isthmus runs inside a lent job
+SAMPLES = 4  # kept: three spans between them
 _MIB = 2**20
 
 
@@ -93,7 +95,7 @@ class Owner:
         self._known: dict[tuple[int, int], bool] = {}  # (pid, start) -> is the owner's
         self._members: list[int] = []
         self._wants_ns: dict[int, int] = {}
-        self._sampled_ns = 0
+        self._series: deque[tuple[int, int]] = deque(maxlen=SAMPLES)  # (when, all that was wanted until then)
 
     def find(self) -> None:
         """Look for its processes anew. Costs one read per process that was not there before."""
@@ -112,12 +114,21 @@ class Owner:
         wants_ns: dict[int, int] = {}
         for pid in self._members:
             wants_ns.update(thread_wants_ns(pid))
-        before, span_ns = self._wants_ns, max(1, now_ns - self._sampled_ns)
-        used_ns = sum(min(spent - before.get(thread, 0), span_ns) for thread, spent in wants_ns.items())
-        if not before:
-            used_ns = 0
-        self._wants_ns, self._sampled_ns = wants_ns, now_ns
-        return Use(used_ns / span_ns, sum(processes.rss_bytes(pid) for pid in self._members))
+        before, self._wants_ns = self._wants_ns, wants_ns
+        last_ns, wanted_ns = self._series[-1] if self._series else (now_ns, 0)
+        for thread, spent_ns in wants_ns.items():
+            is_known = thread in before
+            wanted_ns += spent_ns - before[thread] if is_known else min(spent_ns, now_ns - last_ns)
+        self._series.append((now_ns, wanted_ns))
+        return Use(self._cores(), sum(processes.rss_bytes(pid) for pid in self._members))
+
+    def _cores(self) -> float:
+        """Of the last sample, or of the last few if they say more: a thread's wait is only counted when it
+        has ended, so one sample may miss what the next has twice."""
+        final_ns, wanted_ns = self._series[-1]
+        earlier = (self._series[0], self._series[max(0, len(self._series) - 2)])
+        rates = [(wanted_ns - before) / (final_ns - at_ns) for at_ns, before in earlier if final_ns > at_ns]
+        return max(rates, default=0.0)
 
     def _is_owner(self, pid: int, is_in_group: bool) -> bool:
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from isthmus.node.idling import make_idle
-from isthmus.node.owners import LENT, Owner, group_members, job_group, lent_by, thread_wants_ns
+from isthmus.node.owners import LENT, SAMPLES, Owner, group_members, job_group, lent_by, thread_wants_ns
 
 GIB = 2**30
 JOB = {
@@ -122,12 +122,14 @@ def test_the_owner_is_who_carries_the_job_s_number_and_not_what_isthmus_runs_in_
     while sum(thread_wants_ns(owner_process.pid).values()) - spent_ns < 30_000_000:
         time.sleep(0.01)
     use = owner.sample(time.monotonic_ns())
-    assert 0.0 < use.cores <= 1.0
+    assert use.cores > 0.0
     assert 0 < use.memory_bytes < 2**30
     for child in (owner_process, guest, stranger):
         child.kill()
         child.wait()
-    assert owner.sample(time.monotonic_ns()).cores == 0.0
+    for _ in range(SAMPLES):  # what it wanted a moment ago counts a little longer
+        use = owner.sample(time.monotonic_ns())
+    assert use.cores == 0.0
 
 
 def test_idle_processes_are_in_the_idle_class_with_all_that_they_start(
