@@ -85,7 +85,7 @@ class Progress(NamedTuple):
 
 
 class Starving:
-    """Tells when the owner has woken up: leases that want to run and get less than half a core, LOOKS times in a row."""
+    """Tells when the owner has woken up: leases that want to run and get too little, LOOKS times in a row."""
 
     LOOKS = 2
     SHARE_MAX = 0.5  # of a core: on an idle one it would have nearly all
