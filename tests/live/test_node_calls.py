@@ -318,7 +318,7 @@ def test_a_call_whose_time_is_up_before_it_runs_is_not_run(client: Client, site:
     first = client.start(slow)
     _await_running(client)
     late = client.start(loud, deadline_ns=10**8)
-    client.cancel(late + 1)  # of no call: what is urgent has the executor read what came, and time begins then
+    client.cancel(late + 1)  # of no call; but what is urgent has the executor read all that came
     with pytest.raises(CallTimeoutError):
         client.result(late)
     client.result(first)

@@ -11,6 +11,8 @@ from isthmus.node.messages import FunctionUse, LeaseReport
 from isthmus.node.page import CPU, DRAINING, HELD, RUNNING, SPIN, Page, Row
 from isthmus.node.records import LeaseRecord
 
+REACH_S = 5.0  # what a slow client may take from the grant to its first call
+
 
 def lease_usage(record: LeaseRecord, pages: Sequence[Page], isolation: Isolation) -> Usage:
     """Usage since the lease began, dead executors included."""
@@ -42,13 +44,13 @@ def report(record: LeaseRecord, pages: Sequence[Page], isolation: Isolation) -> 
 
 
 def idle_s(record: LeaseRecord, pages: Sequence[Page], now_ns: int) -> float:
-    """Since the last call ended, or since the lease began; 0 while one runs, or an actor or a stream
-    lives.
+    """Since the last call ended, or since REACH_S after the lease began; 0 while one runs, or an actor or a
+    stream lives.
     """
     if any(page[RUNNING] or page[HELD] for page in pages):
         return 0.0
-    last_ns = max([record.started_ns, *(row.last_call_ns for page in pages for row in page.rows())])
-    return max(0.0, (now_ns - last_ns) / 1e9)
+    last_ns = max((row.last_call_ns for page in pages for row in page.rows()), default=0)
+    return max(0.0, (now_ns - (last_ns or record.started_ns + int(REACH_S * 1e9))) / 1e9)
 
 
 def function_uses(rows: Sequence[Row], now_s: float, now_ns: int) -> tuple[FunctionUse, ...]:
