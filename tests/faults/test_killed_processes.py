@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -134,8 +134,10 @@ def test_a_dead_site_is_named_when_a_new_lease_is_needed(site: isthmus.Site) -> 
 
 
 CLIENT = """
-import os, sys, time
+import os, signal, sys, time
 import isthmus
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has its children ignore it
 
 def forever(mark):
     open(mark, "w").write("runs")
@@ -150,17 +152,21 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def start_client(environment: None, tmp_path: Path) -> Callable[[], subprocess.Popen[bytes]]:
+def start_client(environment: None, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     """Starts a client process with an embedded site of its own; returns when its long call runs."""
+    started: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
         program, mark = tmp_path / "client.py", tmp_path / "client.mark"
         program.write_text(CLIENT)
-        process = subprocess.Popen([sys.executable, str(program), str(mark)])
+        started.append(subprocess.Popen([sys.executable, str(program), str(mark)]))
         census.wait_until(mark.exists, 3 * SOON_S, "the client's call runs")
-        return process
+        return started[-1]
 
-    return start
+    yield start
+    for process in started:  # those of a test that failed would fail others
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
