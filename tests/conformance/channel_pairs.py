@@ -1,6 +1,7 @@
 """Pairs of domains for the channel suite: one in the test process, one in a process of its own.
 
-A machine with an RDMA device has one pair more, `ucx-rdma`: both may use nothing but verbs. Its peer listens
+`ucx-wire` may use nothing but UCX's own TCP, which isthmus leaves off unless UCX_TLS asks for it. A machine
+with an RDMA device has one pair more, `ucx-rdma`: both may use nothing but verbs. Its peer listens
 at ISTHMUS_TEST_PEER_HOST and is started through the command ISTHMUS_TEST_PEER_COMMAND, so that it can stand
 in another network, as if on another machine.
 """
@@ -28,7 +29,10 @@ from tests.conformance.channel_peer import Act, admit
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = (Kind.RESULT, Kind.ERROR, Kind.REFUSED)
-ONLY_RDMA = "rc_verbs,ud_verbs,self"
+ONLY = {  # UCX_TLS, and the transport that it must lead to
+    "rdma": ("rc_verbs,ud_verbs,self", "rc_verbs"),
+    "wire": ("tcp,self", "tcp"),
+}
 PEER_HOST = os.environ.get("ISTHMUS_TEST_PEER_HOST", "127.0.0.1")
 PEER_COMMAND = shlex.split(os.environ.get("ISTHMUS_TEST_PEER_COMMAND", ""))
 
@@ -42,7 +46,7 @@ def _ucx_missing() -> str:
 
 
 class Pair(NamedTuple):
-    """`scheme`: how they shake hands, `unix` or `tcp`; `rdma` is TCP, and every frame by verbs."""
+    """`scheme`: how they shake hands, `unix` or `tcp`; `rdma` and `wire` are TCP, and frames go by ONLY."""
 
     client: str
     server: str
@@ -60,6 +64,7 @@ PAIRS = [
     pytest.param(Pair("sockets", "sockets", "tcp"), id="sockets-tcp"),
     pytest.param(Pair("ucx", "ucx", "unix"), id="ucx-unix", marks=_NEEDS_UCX),
     pytest.param(Pair("ucx", "ucx", "tcp"), id="ucx-tcp", marks=_NEEDS_UCX),
+    pytest.param(Pair("ucx", "ucx", "wire"), id="ucx-wire", marks=_NEEDS_UCX),
     pytest.param(Pair("ucx", "sockets", "unix"), id="ucx-to-sockets", marks=_NEEDS_UCX),
     pytest.param(Pair("sockets", "ucx", "unix"), id="sockets-to-ucx", marks=_NEEDS_UCX),
 ]
@@ -78,6 +83,7 @@ class PeerProcess:
         address = {
             "unix": f"unix:{directory}/{domain}-{time.monotonic_ns()}",
             "tcp": "tcp://127.0.0.1:0",
+            "wire": "tcp://127.0.0.1:0",
             "rdma": f"tcp://{PEER_HOST}:0",
         }[scheme]
         command = [sys.executable, "-m", "tests.conformance.channel_peer", domain, address, str(os.getpid())]
@@ -123,10 +129,10 @@ class Peers:
 
 @contextlib.contextmanager
 def transports(scheme: str) -> Iterator[None]:
-    """What the domains and processes that are started within may use: all there is, or RDMA alone."""
+    """What the domains and processes that are started within may use: all there is, or one alone."""
     with pytest.MonkeyPatch.context() as patch:
-        if scheme == "rdma":
-            patch.setenv("UCX_TLS", ONLY_RDMA)
+        if scheme in ONLY:
+            patch.setenv("UCX_TLS", ONLY[scheme][0])
         yield
 
 
@@ -136,7 +142,7 @@ def connected(pair: Pair, peer: PeerProcess) -> Iterator[tuple[Domain, Channel]]
         domain = open_domain(pair.client)
     try:
         channel = domain.connect(peer.address, hello())
-        assert pair.scheme != "rdma" or "rc_verbs" in channel.transport, channel.transport
+        assert pair.scheme not in ONLY or ONLY[pair.scheme][1] in channel.transport, channel.transport
         yield domain, channel
     finally:
         domain.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.channel_pairs import ONLY_RDMA
+from tests.conformance.channel_pairs import ONLY
 
 DEVICES = Path("/sys/class/infiniband")
 COUNTERS = ("hw_counters/sent_pkts", "counters/port_xmit_packets")
@@ -28,7 +28,7 @@ def device() -> str:
 def only_rdma(device: str) -> Iterator[None]:
     """Neither this process nor those it starts may use shared memory or TCP for frames."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UCX_TLS", ONLY_RDMA)
+        patch.setenv("UCX_TLS", ONLY["rdma"][0])
         yield
 
 

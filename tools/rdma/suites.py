@@ -31,7 +31,7 @@ CHANNELS = Suite(
     (
         *(f"tests/conformance/test_{name}.py" for name in CHANNEL_FILES),
         "-k",
-        "ucx-rdma or (handshake and ucx and not sockets)",
+        "ucx-rdma or (handshake and ucx and not sockets and not wire)",
     ),
     {
         "UCX_NET_DEVICES": "rxe0:1",
