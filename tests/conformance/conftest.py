@@ -7,7 +7,7 @@ import pytest
 from tests.conformance.channel_pairs import PAIRS, Pair, Peers
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # tests of other modules look for processes that are left
 def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
     peers = Peers(tmp_path_factory.mktemp("peers"))
     yield peers

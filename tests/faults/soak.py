@@ -46,6 +46,7 @@ class Soak:
         self.random = random.Random(seed)
         self.kills: Counter[str] = Counter()
         self._state = folder / "state"
+        self._strangers = {process.pid for process in census.descendants()}
         self._clients: list[subprocess.Popen[bytes]] = []
         self._cgroups: set[Path] = set()
         self._count = clients
@@ -155,11 +156,14 @@ class Soak:
 
     def _leftovers(self) -> list[str]:
         census.reap_orphans(set())
-        alive = [f"process {process.pid}: {process.command}" for process in census.descendants()]
+        alive = [f"process {process.pid}: {process.command}" for process in self._own()]
         return alive + [f"cgroup {path}" for path in self._cgroups if path.exists()]
 
+    def _own(self) -> list[census.Process]:
+        return [process for process in census.descendants() if process.pid not in self._strangers]
+
     def stop(self) -> None:
-        for process in census.descendants():
+        for process in self._own():
             census.kill(process.pid)
         for child in (*self._clients, self._site):
             child.wait()
