@@ -41,6 +41,7 @@ from isthmus.node.environments import Environments
 from isthmus.node.harvesting import Harvesting
 from isthmus.node.hosting import Host
 from isthmus.node.isolation import choose, state_tag
+from isthmus.node.launching import rest_url
 from isthmus.node.leases import Allotments, Capacity
 from isthmus.node.lending import JOINED_FILE, LOCK_FILE
 from isthmus.node.messages import (
@@ -114,18 +115,21 @@ class Agent:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the site starts us with it blocked
         if parent is not None:
             _watch_parent(loop, parent, self._stop)
-        await self._host.adopt()
-        self._keep(asyncio.create_task(self._warm(), name="agent.warm"))
-        tasks = [
-            asyncio.create_task(self._keep_connected(), name="agent.connection"),
-            asyncio.create_task(self._expire(), name="agent.expiry"),
-            asyncio.create_task(self._meter(), name="agent.meter"),
-            asyncio.create_task(self._await_stop(), name="agent.stop"),
-        ]
-        if self._harvesting is not None:
-            tasks.append(asyncio.create_task(self._harvesting.run(), name="agent.harvest"))
+        tasks: list[asyncio.Task[None]] = []
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await self._host.adopt()
+            self._keep(asyncio.create_task(self._warm(), name="agent.warm"))
+            tasks += [
+                asyncio.create_task(self._keep_connected(), name="agent.connection"),
+                asyncio.create_task(self._expire(), name="agent.expiry"),
+                asyncio.create_task(self._meter(), name="agent.meter"),
+                asyncio.create_task(self._await_stop(), name="agent.stop"),
+            ]
+            if self._harvesting is not None:
+                tasks.append(asyncio.create_task(self._harvesting.run(), name="agent.harvest"))
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # what went wrong in it is the agent's end, and is said
         finally:
             await self._close(tasks)
 
@@ -142,7 +146,9 @@ class Agent:
                 self._connection = await connection.dial(self._site, self._join_key, self._introduce)
                 attempt = 0
                 log.info("connected to %s", self._site)
-                (self._state / JOINED_FILE).touch()
+                if self._lent is not None:
+                    with contextlib.suppress(OSError):  # whoever waits for it gives up then
+                        (self._state / JOINED_FILE).touch()
                 await self._converse(self._connection)
             except AuthError as error:
                 log.error("%s", error)
@@ -334,12 +340,6 @@ def lent_capacity(lent: Lent) -> Capacity:
     """All cores that the job may run on: the kernel finds the idle ones among them."""
     cores = tuple(sorted(os.sched_getaffinity(0)))
     return Capacity(cores=cores, memory_bytes=lent.memory_bytes, lent_cores=lent.cores)
-
-
-def rest_url(site: str) -> str:
-    """`ws://HOST:PORT/agent` -> `http://HOST:PORT`."""
-    scheme, _, rest = site.partition("://")
-    return f"{'https' if scheme == 'wss' else 'http'}://{rest.removesuffix('/agent')}"
 
 
 def _watch_parent(loop: asyncio.AbstractEventLoop, pid: int, stop: asyncio.Event) -> None:

@@ -39,6 +39,7 @@ OOM_SCORE = 500  # of 1000
 
 def run(control: socket.socket, fabric: str) -> NoReturn:
     """The whole life of an executor, from just after the fork."""
+    zygote = os.getppid()
     os.setsid()
     _offer_to_oom_killer()
     try:
@@ -50,7 +51,7 @@ def run(control: socket.socket, fabric: str) -> NoReturn:
     assignment = _await_assignment(control)
     _allow_threads(pools, assignment.cores)
     if assignment.is_harvested:
-        _end_with_parent()
+        _end_with(zygote)
     page = _occupy(assignment)
     server = Server(domain, page, assignment.spin_s, lambda code: _leave(page, code))
     _handle_signals(server, page)  # before the first signal can come
@@ -73,9 +74,11 @@ def _offer_to_oom_killer() -> None:
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 
 
-def _end_with_parent() -> None:
-    """Have the kernel end this process when its zygote ends. Source: prctl(2), PR_SET_PDEATHSIG."""
+def _end_with(zygote: int) -> None:
+    """Have the kernel end this process when its parent ends. Source: prctl(2), PR_SET_PDEATHSIG."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != zygote:  # it ended before the kernel was asked
+        os._exit(0)
 
 
 def _await_assignment(control: socket.socket) -> Assignment:

@@ -12,10 +12,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
 from isthmus.core.ids import NodeId
 from isthmus.core.settings import NodeSettings
+from isthmus.node.launching import agent_url, secrets
 from isthmus.node.owners import LENT, Lent
 
 LOCK_FILE = "agent.lock"
@@ -36,7 +35,7 @@ def command(lent: Lent, site_url: str, state: Path, parent: int) -> list[str]:
         "-m",
         "isthmus.node.agent",
         "--site",
-        _agent_url(site_url),
+        agent_url(site_url),
     ]
     words += ["--node", node_name(lent), "--state", str(state)]
     words += ["--lend-cores", str(lent.cores), "--lend-memory", str(lent.memory_bytes)]
@@ -44,13 +43,7 @@ def command(lent: Lent, site_url: str, state: Path, parent: int) -> list[str]:
 
 
 def environment(environ: Mapping[str, str], join_key: bytes, settings: NodeSettings) -> dict[str, str]:
-    """Secrets go by environment, never by the command line, which every user of the machine can read."""
-    return {
-        **environ,
-        LENT: "1",
-        "ISTHMUS_JOIN_KEY": join_key.hex(),
-        "ISTHMUS_AGENT_SETTINGS": msgspec.json.encode(settings).decode(),
-    }
+    return {**environ, LENT: "1", **secrets(join_key, settings)}
 
 
 def make_state(lent: Lent) -> Path:
@@ -60,10 +53,6 @@ def make_state(lent: Lent) -> Path:
         if _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{lent.job}-", dir=base))
-
-
-def _agent_url(site_url: str) -> str:
-    return site_url.replace("http", "ws", 1) + "/agent"
 
 
 def _is_abandoned(state: Path) -> bool:

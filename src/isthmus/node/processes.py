@@ -1,5 +1,6 @@
 """What /proc says about processes, and watching those that are not our children. Linux only."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -29,6 +30,32 @@ def is_alive(pid: int, started_ticks: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return int(fields[19]) == started_ticks and fields[0] not in "ZX"
+
+
+async def gone(pid: int, started_ticks: int = 0) -> None:
+    """Until this process is no more, whoever its parent is; of a pid that has another owner by now, at once.
+
+    started_ticks  tells the owners apart; 0: the caller knows that it is this one
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not started_ticks or is_alive(pid, started_ticks):
+            await readable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
 
 
 def cpu_ns(pid: int) -> int:

@@ -4,7 +4,6 @@ A pidfd tells the death of any process, child or not, so an adopted executor is 
 """
 
 import asyncio
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -59,22 +58,4 @@ class Executor:
         self.page[RUNNING] = self.page[CLIENTS] = 0  # it cannot say so any more
 
     async def await_death(self) -> None:
-        try:
-            descriptor = os.pidfd_open(self.info.pid)
-        except ProcessLookupError:
-            return
-        try:
-            if self.is_alive():
-                await _readable(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-async def _readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, lambda: None if future.done() else future.set_result(None))
-    try:
-        await future
-    finally:
-        loop.remove_reader(descriptor)
+        await processes.gone(self.info.pid, self.page[START_TICKS])

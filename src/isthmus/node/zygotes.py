@@ -38,7 +38,7 @@ from isthmus.node.assignments import (
 )
 from isthmus.node.idling import make_modest
 from isthmus.node.isolation import Isolation, reserve_name
-from isthmus.node.processes import send_signal
+from isthmus.node.processes import gone, readable, send_signal
 
 START_ATTEMPTS = 3
 START_S = 60.0  # imports of a preload may be slow on a shared file system
@@ -87,16 +87,10 @@ class Spare(NamedTuple):
         """Let it end by itself: killed just when it opens its fabric, it would leave shared memory behind."""
         self.control.close()
         try:
-            descriptor = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return
-        try:
             async with asyncio.timeout(DISMISS_S):
-                await _readable(asyncio.get_running_loop(), descriptor)
+                await gone(self.pid)
         except TimeoutError:
             send_signal(self.pid, signal.SIGKILL)
-        finally:
-            os.close(descriptor)
 
 
 class Exits:
@@ -208,9 +202,8 @@ class Zygote:
         await asyncio.to_thread(self._isolation.destroy, reserve_name(spare.pid))
 
     async def _read(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            await _readable(loop, self._control)
+            await readable(self._control.fileno())
             try:
                 data, descriptors, _, _ = socket.recv_fds(self._control, assignments.PACKET_BYTES_MAX, 1)
             except ConnectionError:
@@ -425,12 +418,3 @@ def _is_open(control: socket.socket) -> bool:
         return True
     except OSError:
         return False
-
-
-async def _readable(loop: asyncio.AbstractEventLoop, source: socket.socket | int) -> None:
-    future: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(source, lambda: None if future.done() else future.set_result(None))
-    try:
-        await future
-    finally:
-        loop.remove_reader(source)

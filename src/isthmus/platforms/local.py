@@ -23,6 +23,8 @@ from isthmus.core.discovery import is_alive
 from isthmus.core.ids import AllocationId, NodeId
 from isthmus.core.model import LeaseClass, Node, Record, Resources
 from isthmus.core.settings import Settings
+from isthmus.node.launching import agent_url, secrets
+from isthmus.node.processes import readable
 from isthmus.platforms import capacity
 from isthmus.platforms.bookings import Bookings
 from isthmus.platforms.platform import Allocation, AllocationState
@@ -62,7 +64,7 @@ class LocalPlatform:
     ) -> None:  # fmt: skip
         self._settings = settings.node
         self._state = state
-        self._agent_url = site_url.replace("http", "ws", 1) + "/agent"
+        self._agent_url = agent_url(site_url)
         self._join_key = join_key
         self._parent = parent
         self._is_ephemeral = is_ephemeral
@@ -146,6 +148,8 @@ class LocalPlatform:
             return await process.wait()
         except asyncio.CancelledError:
             await self._stop(process.pid, process.wait())
+            if process.returncode != 0:
+                await self._clear_up()
             raise
         finally:
             self._pid = 0
@@ -163,7 +167,7 @@ class LocalPlatform:
             )
 
     async def _clear_up(self) -> None:
-        """End what a dead agent left running: by another one that ends at once."""
+        """End what an agent left that did not end in order: by another one that ends at once."""
         process = await self._start_agent()
         await self._stop(process.pid, process.wait())
 
@@ -174,20 +178,26 @@ class LocalPlatform:
         try:
             await _gone(agent)
         except asyncio.CancelledError:
-            await self._stop(agent.pid, _gone(agent))
+            if not await self._stop(agent.pid, _gone(agent)):
+                await self._clear_up()
             raise
         finally:
             self._pid = 0
 
-    async def _stop(self, pid: int, gone: Coroutine[object, object, object]) -> None:
-        with contextlib.suppress(ProcessLookupError):
+    async def _stop(self, pid: int, gone: Coroutine[object, object, object]) -> bool:
+        """Whether it ended by itself, as far as can be seen: then it left nothing behind."""
+        was_there = True
+        try:
             os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            was_there = False
         waiting = asyncio.ensure_future(gone)
         done, _ = await asyncio.wait({waiting}, timeout=STOP_S)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)  # the agent leads its group, which may outlive it
         if not done:
             await waiting
+        return was_there and bool(done)
 
     def _command(self) -> list[str]:
         node = self._bookings.nodes[0].node
@@ -197,12 +207,7 @@ class LocalPlatform:
         return command + (["--ephemeral"] if self._is_ephemeral else [])
 
     def _environment(self) -> dict[str, str]:
-        """Secrets go by environment, never by the command line, which every user of the machine can read."""
-        return {
-            **os.environ,
-            "ISTHMUS_JOIN_KEY": self._join_key.hex(),
-            "ISTHMUS_AGENT_SETTINGS": msgspec.json.encode(self._settings).decode(),
-        }
+        return {**os.environ, **secrets(self._join_key, self._settings)}
 
     @property
     def _log_path(self) -> Path:
@@ -257,20 +262,10 @@ async def _gone(agent: AgentFile) -> None:
             await asyncio.sleep(POLL_S)
             continue
         try:
-            await _readable(descriptor)
+            await readable(descriptor)
             return
         finally:
             os.close(descriptor)
-
-
-async def _readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(descriptor, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(descriptor)
 
 
 def _started(pid: int) -> int:

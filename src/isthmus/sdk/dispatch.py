@@ -47,7 +47,6 @@ PREFETCH_S = 0.004  # work kept queued at an executor; more hides latency, less 
 GROW_BACKLOG_S = 0.05  # a backlog shorter than a cold start is not worth a lease
 GROW_PAUSE_S_MAX = 5.0
 QUEUE_WAIT_S = 60.0  # one stay in the site's queue when we hold nothing at all; then another
-CAPACITY_WAIT_S = 600.0  # how long all of them may take before calls without an executor fail
 SITE_ATTEMPTS_MAX = 3  # requests that find no site before calls without an executor fail
 GRANT_ATTEMPTS_MAX = 10  # ... or an executor that was taken back before we came
 IDLE_S = 2.0  # an executor without work is given back after this
@@ -72,7 +71,8 @@ def _attempts_max(error: IsthmusError) -> int:
 
 
 class Dispatch:
-    def __init__(self, capacity_wait_s: float = CAPACITY_WAIT_S) -> None:
+    def __init__(self, capacity_wait_s: float) -> None:
+        """capacity_wait_s: how long calls without an executor may wait for one before they fail."""
         self._capacity_wait_s = capacity_wait_s
         self.effects: list[Effect] = []
         self.pools: dict[str, Pool] = {}

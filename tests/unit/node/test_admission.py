@@ -8,11 +8,11 @@ from isthmus.core import tokens
 from isthmus.core.ids import ExecutorId, LeaseId, NodeId, TenantId
 from isthmus.core.model import ISTHMUS_VERSION, python_version
 from isthmus.fabric.frames import CODEC_VERSION, FRAME_VERSION, Hello, Refusal, Welcome
-from isthmus.node.agent import rest_url
 from isthmus.node.assignments import Assignment, Ready, pack, unpack
 from isthmus.node.connection import BACKOFF_MAX_S, agent_proof, backoff, site_proof
 from isthmus.node.executor import Admission, version_mismatch
 from isthmus.node.fencing import nested_token
+from isthmus.node.launching import rest_url
 
 KEY = b"k" * 32
 ASSIGNMENT = Assignment(

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from isthmus.core.settings import NodeSettings, Settings
+from isthmus.node.isolation import state_tag
 from isthmus.platforms import LocalPlatform
 from isthmus.platforms.local import AgentFile
 
@@ -57,6 +58,21 @@ def test_the_agent_dies_with_its_platform_and_leaves_no_zombie(tmp_path: Path) -
         await platform.close()
         assert _is_gone(pid)
         assert not (tmp_path / "agent.json").exists()
+
+    _run(story)
+
+
+def test_what_an_agent_left_that_was_just_killed_is_cleared_away(tmp_path: Path) -> None:
+    async def story() -> None:
+        platform = _platform(tmp_path)
+        await platform.start()
+        shared = Path(f"/dev/shm/isthmus-{os.getuid()}-{state_tag(tmp_path)}")
+        pid = await _agent(platform)
+        while not shared.exists():
+            await asyncio.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        await platform.close()  # before anybody has noticed
+        assert not shared.exists()
 
     _run(story)
 

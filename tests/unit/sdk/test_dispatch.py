@@ -21,6 +21,8 @@ from isthmus.sdk.dispatch import Dispatch
 from isthmus.sdk.function import Retry
 from isthmus.sdk.work import NEVER, Call, Executor, Pool
 
+CAPACITY_WAIT_S = 600.0
+
 
 class World(RuleBasedStateMachine):
     """Carries effects out against a model and checks what must hold after every step."""
@@ -28,7 +30,7 @@ class World(RuleBasedStateMachine):
     @initialize(limit=st.integers(1, 4), sticky=st.booleans())
     def begin(self, limit: int, sticky: bool) -> None:
         self.now_s = 100.0
-        self.core = Dispatch()
+        self.core = Dispatch(CAPACITY_WAIT_S)
         self.pool: Pool = self.core.pool("pool", None, 1 if sticky else limit, sticky)
         self.executors: list[Executor] = []
         self.examined: list[Call] = []
@@ -198,7 +200,7 @@ def sends(core: Dispatch) -> list[work.Send]:
 
 
 def test_an_unknown_function_is_sent_one_at_a_time_until_its_time_is_known():
-    core = Dispatch()
+    core = Dispatch(CAPACITY_WAIT_S)
     pool = pool_with(core, 1)
     for number in range(10):
         core.submit(Call(number, pool, None, Retry()), 0.0)
@@ -208,7 +210,7 @@ def test_an_unknown_function_is_sent_one_at_a_time_until_its_time_is_known():
 
 
 def test_long_calls_are_never_queued_behind_each_other():
-    core = Dispatch()
+    core = Dispatch(CAPACITY_WAIT_S)
     pool = pool_with(core, 2)
     for number in range(10):
         core.submit(Call(number, pool, None, Retry()), 0.0)
@@ -219,7 +221,7 @@ def test_long_calls_are_never_queued_behind_each_other():
 
 
 def test_an_eviction_costs_no_retry():
-    core = Dispatch()
+    core = Dispatch(CAPACITY_WAIT_S)
     pool = pool_with(core, 1)
     call = Call(0, pool, None, Retry(max=0))
     core.submit(call, 0.0)
@@ -231,7 +233,7 @@ def test_an_eviction_costs_no_retry():
 
 
 def test_calls_behind_the_one_that_killed_the_executor_run_elsewhere():
-    core = Dispatch()
+    core = Dispatch(CAPACITY_WAIT_S)
     pool = pool_with(core, 1)
     core.submit(Call(0, pool, None, Retry()), 0.0)
     (send,) = sends(core)
@@ -246,7 +248,7 @@ def test_calls_behind_the_one_that_killed_the_executor_run_elsewhere():
 
 
 def test_a_running_call_that_ignores_its_timeout_is_killed_after_the_grace():
-    core = Dispatch()
+    core = Dispatch(CAPACITY_WAIT_S)
     pool = pool_with(core, 1)
     core.submit(Call(0, pool, None, Retry(), deadline_s=1.0), 0.0)
     core.effects.clear()
@@ -260,7 +262,7 @@ def test_a_running_call_that_ignores_its_timeout_is_killed_after_the_grace():
 
 
 def test_idle_executors_are_given_back_and_the_last_one_last():
-    core = Dispatch()
+    core = Dispatch(CAPACITY_WAIT_S)
     pool = pool_with(core, 2)
     core.tick(dispatch.IDLE_S)
     assert len(pool.executors) == 1
@@ -269,7 +271,7 @@ def test_idle_executors_are_given_back_and_the_last_one_last():
 
 
 def test_another_pools_idle_executors_make_room_when_nothing_is_free():
-    core = Dispatch()
+    core = Dispatch(CAPACITY_WAIT_S)
     pool_with(core, 2)
     other = core.pool("other", None, limit=2)
     core.submit(Call(0, other, None, Retry()), 1.0)
@@ -299,7 +301,7 @@ def test_a_call_waits_its_turn_and_fails_in_the_end():
 
 
 def test_a_site_that_restarts_meanwhile_ends_no_wait():
-    core = Dispatch()
+    core = Dispatch(CAPACITY_WAIT_S)
     pool = core.pool("pool", None, limit=2)
     core.submit(Call(0, pool, None, Retry()), 0.0)
     now_s = 0.0
@@ -317,7 +319,7 @@ def test_a_site_that_restarts_meanwhile_ends_no_wait():
 
 
 def test_executors_that_are_gone_before_they_are_reached_are_asked_for_again():
-    core = Dispatch()
+    core = Dispatch(CAPACITY_WAIT_S)
     pool = core.pool("pool", None, limit=2)
     core.submit(Call(0, pool, None, Retry()), 0.0)
     for attempt in range(dispatch.GRANT_ATTEMPTS_MAX):

@@ -25,6 +25,7 @@ from isthmus.core.ids import AllocationId, NodeId
 from isthmus.core.model import LeaseClass, Node, Resources
 from isthmus.core.settings import Settings
 from isthmus.core.units import format_bytes
+from isthmus.node.launching import agent_url, secrets
 from isthmus.platforms.platform import Allocation, AllocationState
 from isthmus.platforms.slurm import reasons
 from isthmus.platforms.slurm.client import RefusedError, SlurmClient
@@ -72,7 +73,7 @@ class SlurmPlatform:
         self._log_path = str((self._agents if settings.slurm.agent_dir else state / "logs") / "srun.log")
         tunnel = settings.slurm.ssh.tunnel and f"http://{settings.slurm.ssh.tunnel}"
         url = settings.slurm.site_url or tunnel or site_url
-        self._agent_url = url.replace("http", "ws", 1) + "/agent"
+        self._agent_url = agent_url(url)
         self._join_key = join_key
         self._site = hashlib.blake2b(join_key, digest_size=4, person=b"isthmus-site").hexdigest()
         self._joined = joined
@@ -324,11 +325,7 @@ class SlurmPlatform:
             self._settings.python or sys.executable, "-m", "isthmus.node.agent", "--site", self._agent_url,
             "--node", node, "--name", allocation, "--state", str(self._agents / allocation),
         )  # fmt: skip
-        secrets = {
-            "ISTHMUS_JOIN_KEY": self._join_key.hex(),
-            "ISTHMUS_AGENT_SETTINGS": msgspec.json.encode(settings).decode(),
-        }
-        return Program(words=words, environ=secrets, log=self._log_path)
+        return Program(words=words, environ=secrets(self._join_key, settings), log=self._log_path)
 
     # giving back --------------------------------------------------------------------------------------------
     async def release(self, allocation: AllocationId) -> None:
