@@ -70,7 +70,10 @@ class LoginNode:
                     os.kill(pid, signal.SIGKILL)
 
     def has_child(self, name: bytes) -> bool:
-        return any(_is(pid, name) for pid in _descendants(self._process.pid))
+        return self.count_children(name) > 0
+
+    def count_children(self, name: bytes) -> int:
+        return sum(_is(pid, name) for pid in _descendants(self._process.pid))
 
 
 def _descendants(pid: int) -> list[int]:

@@ -98,6 +98,18 @@ def test_a_step_tells_its_end(login_node, tmp_path):
     tell(login_node, story)
 
 
+def test_steps_that_start_at_once_share_one_session(login_node, tmp_path):
+    """sshd allows a connection ten."""
+
+    async def story(running):
+        starts = (running.start(("true",), str(tmp_path / "log"), {}) for _ in range(8))
+        for step in await asyncio.gather(*starts):
+            assert await step.wait() == 0
+        await asyncio.to_thread(wait_for, lambda: login_node.count_children(b"sh") == 1)
+
+    tell(login_node, story)
+
+
 def test_leases_are_drawn_through_a_login_node_and_survive_a_cut(login_node, open_site, cluster, tmp_path):
     ssh = {
         "ISTHMUS_SLURM__SSH__HOST": "login",

@@ -62,6 +62,7 @@ class RunningBySsh:
         self._failed: tuple[float, str] = (float("-inf"), "")
         self._tunnel: asyncssh.SSHListener | None = None
         self._dig_at = float("-inf")
+        self._keeping = asyncio.Lock()
         self._keeper: _Keeper | None = None
         self._user = ""
 
@@ -110,9 +111,10 @@ class RunningBySsh:
     async def start(self, command: Command, log: str, environ: Mapping[str, str]) -> _Step:
         connection = await self._connected()
         try:
-            if self._keeper is None or self._keeper.is_over:
-                self._keeper = _Keeper(await self._shell(connection), self._prelude())
-            return self._keeper.start(command, log, environ)
+            async with self._keeping:
+                if self._keeper is None or self._keeper.is_over:
+                    self._keeper = _Keeper(await self._shell(connection), self._prelude())
+                return self._keeper.start(command, log, environ)
         except (asyncssh.Error, OSError) as error:
             raise CommandFailedError(f"{command[0]}: {self._say(error)}") from error
 
