@@ -1,6 +1,8 @@
 """Signals for the rules, from a file or a URL."""
 
 import asyncio
+import ssl
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from isthmus.core.clock import SystemClock
 from isthmus.core.settings import PolicySettings
-from isthmus.gateway.signals import BYTES_MAX, SignalError, Signals, parse
+from isthmus.gateway.signals import BYTES_MAX, SIGNALS_MAX, SignalError, Signals, parse
 
 
 def _signals(source: str, stale_s: float = 900.0) -> tuple[Signals, list[Mapping[str, float]]]:
@@ -28,6 +30,12 @@ def test_numbers_at_the_top_level_count() -> None:
 def test_what_is_no_object_is_refused(body: bytes) -> None:
     with pytest.raises(SignalError):
         parse(body)
+
+
+def test_too_many_are_refused_with_the_number_that_is_taken() -> None:
+    numbers = ",".join(f'"signal{index}": 1' for index in range(SIGNALS_MAX + 1))
+    with pytest.raises(SignalError, match="65 signals; at most 64 are taken"):
+        parse(f"{{{numbers}}}".encode())
 
 
 @settings(deadline=None)
@@ -81,3 +89,26 @@ def test_a_url_is_fetched_and_one_that_says_too_much_is_not_believed() -> None:
         return told
 
     assert asyncio.run(story()) == [{"carbon": 7.0}]
+
+
+@pytest.mark.parametrize(("scheme", "times"), [("http", 0), ("https", 1)])
+def test_certificates_are_read_for_https_only_once_and_beside_the_event_loop(
+    scheme: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    make_context = ssl.create_default_context
+
+    def make_and_tell(*arguments, **options):
+        threads.append(threading.current_thread())
+        return make_context(*arguments, **options)
+
+    monkeypatch.setattr(ssl, "create_default_context", make_and_tell)
+    signals, told = _signals(f"{scheme}://127.0.0.1:1/")
+
+    async def story() -> None:
+        for _ in range(3):
+            await signals.read_once()
+
+    asyncio.run(story())
+    assert (len(threads), told) == (times, [])
+    assert threading.main_thread() not in threads
