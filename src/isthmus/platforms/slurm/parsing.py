@@ -12,8 +12,8 @@ from isthmus.core.ids import NodeId
 from isthmus.platforms.slurm.commands import JOB_FIELDS, MARK, NODE_FIELDS, SEPARATOR
 from isthmus.platforms.slurm.records import NEVER_S, Job, NodeUse
 
+MULTIPLE = {"K": 2**10, "M": 2**20, "": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}  # of memory
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)([KMGTP]?)[cn]?")
-_MULTIPLE = {"K": 2**10, "M": 2**20, "": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 _GRANTED = re.compile(r"Granted job allocation (\d+)")
 _STATE = re.compile(r"\bJobState=([A-Z_]+)")
@@ -125,7 +125,7 @@ def _memory_bytes(text: str) -> int:
     found = _MEMORY.fullmatch(text)
     if found is None or len(text) > 18:
         raise SlurmOutputError(f"{_excerpt(text)} is no amount of memory")
-    return int(float(found[1]) * _MULTIPLE[found[2]])
+    return int(float(found[1]) * MULTIPLE[found[2]])
 
 
 def gpus(gres: str) -> int:

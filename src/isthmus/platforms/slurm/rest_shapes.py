@@ -14,7 +14,7 @@ from typing import Any
 
 from isthmus.core.ids import NodeId
 from isthmus.core.settings import SlurmSettings
-from isthmus.platforms.slurm.parsing import SlurmOutputError, gpus
+from isthmus.platforms.slurm.parsing import MULTIPLE, SlurmOutputError, gpus
 from isthmus.platforms.slurm.records import NEVER_S, Job, JobRequest, NodeUse, minutes
 
 OLDEST, NEWEST = 38, 46  # of the interface, v0.0.N
@@ -22,7 +22,6 @@ UNKNOWN_JOB = 2017  # ESLURM_INVALID_JOB_ID
 _REFUSALS = (range(2000, 3000), range(9000, 10000))  # about the request; others are about reaching slurmctld
 _PATH = re.compile(r"/slurm/v0\.0\.(\d+)/jobs/?")
 _MEMORY = re.compile(r"\bmem=(\d+(?:\.\d+)?)([KMGTP]?)")
-_MULTIPLE = {"K": 2**10, "M": 2**20, "": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 _UNUSABLE = (
     "down", "drain", "draining", "drained", "fail", "not_responding", "maintenance", "powered_down",
     "powering_down", "power_down", "invalid_reg", "invalid", "reboot_issued", "blocked", "planned_down",
@@ -194,7 +193,7 @@ def _memory_bytes(row: Mapping[str, Any]) -> int:
     text = f"{row.get('tres_alloc_str') or ''} {row.get('tres_req_str') or ''}"
     found = _MEMORY.search(text)
     if found is not None and len(found[1]) <= 18:
-        return int(float(found[1]) * _MULTIPLE[found[2]])
+        return int(float(found[1]) * MULTIPLE[found[2]])
     return _number(row.get("memory_per_node"), 0) * 2**20
 
 

@@ -25,7 +25,6 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 class _Claims(msgspec.Struct):
     exp: float = math.inf
-    sun: str = ""
 
 
 class Tokens:
