@@ -18,6 +18,7 @@ import msgspec
 from isthmus.core.api import SiteFile
 from isthmus.core.discovery import SITE_FILE
 from isthmus.core.errors import SettingsError
+from isthmus.core.ownership import is_ours
 
 
 @contextlib.contextmanager
@@ -28,7 +29,7 @@ def hold(state: Path) -> Iterator[None]:
     """
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if state.stat().st_uid != os.geteuid():  # root could use it, and its owner would read the keys
+        if not is_ours(state.resolve(), alone=False):  # root could use it, and its owner would read the keys
             raise SettingsError(f"{state} belongs to another user; name another state directory with --state")
         state.chmod(0o700)
         descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

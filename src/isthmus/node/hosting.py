@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import signal
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from isthmus.core.errors import (
 )
 from isthmus.core.ids import ExecutorId, LeaseId, NodeId, new_id
 from isthmus.core.model import EndReason, Enforcement, Environment, ExecutorInfo, LeaseClass
+from isthmus.core.ownership import is_ours
 from isthmus.core.settings import NodeSettings
 from isthmus.node.assignments import Assignment, Exited
 from isthmus.node.environments import Environments, shared
@@ -499,8 +499,7 @@ def make_private(directory: Path) -> None:
     would then answer in place of our executors.
     """
     directory.mkdir(mode=0o700, exist_ok=True)
-    status = directory.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+    if not is_ours(directory):
         raise FabricError(
             f"{directory} is there already and is not this user's alone; remove it, or use a state directory "
             "with a shorter path"

@@ -8,8 +8,9 @@ Invariant: what is in it is on its way out, or was left by the dead: living exec
 import contextlib
 import os
 import shutil
-import stat
 from pathlib import Path
+
+from isthmus.core.ownership import is_ours
 
 ROOT = Path("/dev/shm")
 
@@ -25,7 +26,7 @@ class SharedMemory:
         self.variables: dict[str, str] = {}
         try:
             self._path.mkdir(mode=0o700, exist_ok=True)
-            if _is_ours(self._path):
+            if is_ours(self._path):
                 self._clear()
                 self.variables["UCX_POSIX_DIR"] = str(self._path)
         except OSError:  # no such root, not writable, a file of that name
@@ -39,9 +40,3 @@ class SharedMemory:
     def remove(self) -> None:
         if self.variables:
             shutil.rmtree(self._path, ignore_errors=True)
-
-
-def _is_ours(path: Path) -> bool:
-    """Anybody may make a directory below /dev/shm, before us and under our name."""
-    found = path.lstat()
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
