@@ -9,7 +9,7 @@ checked:
 
 - every accepted call ended exactly once, with the right value or a typed error (but for a killed client's);
 - every accepted durable call has its result, whoever was killed in between;
-- nothing is left: no process, no cgroup.
+- nothing is left: no process, no cgroup, no directory for shared memory or for sockets.
 
 Prints one JSON object; exit status 1 when anything is lost, wrong, repeated or left.
 """
@@ -30,12 +30,15 @@ from typing import Any
 
 from isthmus.core import discovery
 from isthmus.core.discovery import Endpoint
+from isthmus.node.hosting import short_directory
+from isthmus.node.isolation import state_tag
 from tests.faults import census, soak_client
 
 KILLS = ("executor", "executor", "executor", "zygote", "agent", "site", "client")
 KILL_PAUSE_S = (0.3, 2.0)
 START_S, FINISH_S, GONE_S = 60.0, 90.0, 30.0
 ORPHAN_S = 20.0
+STATES = ("state", f"state-{'long' * 20}")  # below the long one, sockets would have paths too long for them
 
 
 class Soak:
@@ -45,7 +48,7 @@ class Soak:
         self.folder = folder
         self.random = random.Random(seed)
         self.kills: Counter[str] = Counter()
-        self._state = folder / "state"
+        self._state = folder / self.random.choice(STATES)
         self._strangers = {process.pid for process in census.descendants()}
         self._clients: list[subprocess.Popen[bytes]] = []
         self._cgroups: set[Path] = set()
@@ -157,7 +160,13 @@ class Soak:
     def _leftovers(self) -> list[str]:
         census.reap_orphans(set())
         alive = [f"process {process.pid}: {process.command}" for process in self._own()]
-        return alive + [f"cgroup {path}" for path in self._cgroups if path.exists()]
+        cgroups = [f"cgroup {path}" for path in self._cgroups if path.exists()]
+        return alive + cgroups + [f"directory {path}" for path in self._directories() if path.exists()]
+
+    def _directories(self) -> list[Path]:
+        """Outside the state directory, those that its agents make; other sites' names differ."""
+        shared = Path("/dev/shm") / f"isthmus-{os.getuid()}-{state_tag(self._state)}"
+        return [shared, short_directory(self._state)]
 
     def _own(self) -> list[census.Process]:
         return [process for process in census.descendants() if process.pid not in self._strangers]
