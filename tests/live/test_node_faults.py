@@ -14,6 +14,7 @@ import pytest
 
 from isthmus.core.model import EndReason, Environment, Resources
 from isthmus.fabric.frames import Kind
+from isthmus.node.hosting import short_directory
 from isthmus.node.messages import (
     AddExecutor,
     Done,
@@ -155,6 +156,13 @@ def test_an_expired_lease_with_a_client_lives_on_while_the_site_is_away(tmp_path
                 assert ended(back, "ls_a").reason == EndReason.EXPIRED
             finally:
                 back.close()
+
+
+def test_an_agent_that_ends_removes_sockets_that_nobody_knew_of_from_below_tmp(tmp_path: Path) -> None:
+    state = tmp_path / ("long" * 25)
+    with running_node(state) as (site, _):
+        start_lease(site, "ls_a")
+        (short_directory(state) / "ex_of_a_killed_agent.sock").touch()
 
 
 def test_an_agent_without_its_site_for_longer_than_the_orphan_time_ends_everything(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -274,8 +275,10 @@ class Host:
                 tasks.create_task(self.end(lease, reason, grace_s), name=f"end-{lease}")
         for watch in list(self._watches):
             watch.cancel()
-        with contextlib.suppress(OSError):  # absent, or in use after all
-            short_directory(self._records.state).rmdir()
+        sockets = short_directory(self._records.state)
+        with contextlib.suppress(FileNotFoundError):
+            if is_ours(sockets):  # some may be of executors that died before the agent knew them
+                shutil.rmtree(sockets, ignore_errors=True)
 
     # steps --------------------------------------------------------------------------------------------------
     def _trim_log(self, hosted: Hosted) -> None:
