@@ -80,7 +80,7 @@ _SAMPLE: dict[str, Any] = {
 
 
 def compile_condition(when: str, where: str) -> tuple[cel.Program, dict[str, frozenset[str]]]:
-    """The program, and the fields that it reads by variable; a field named '' stands for all of them.
+    """The program, and the fields that it reads by variable; of an open one, a field named '' stands for all.
 
     where    what messages begin with
     raises   PolicyError
@@ -88,7 +88,10 @@ def compile_condition(when: str, where: str) -> tuple[cel.Program, dict[str, fro
     program = _compile(when, where)
     reads = _check_names(when, program, where)
     _try(program, where)
-    return program, {root: frozenset(names) for root, names in reads.items()}
+    return program, {
+        root: FIELDS[root] if "" in names and root not in OPEN_VARIABLES else frozenset(names)
+        for root, names in reads.items()
+    }
 
 
 def _compile(when: str, where: str) -> cel.Program:

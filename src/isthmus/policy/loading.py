@@ -12,7 +12,7 @@ import msgspec
 
 from isthmus.core.errors import PolicyError
 from isthmus.core.ids import TenantId
-from isthmus.policy.conditions import FIELDS, OPEN_VARIABLES, STATIC_NODE_FIELDS, compile_condition
+from isthmus.policy.conditions import FIELDS, STATIC_NODE_FIELDS, compile_condition
 from isthmus.policy.rules import RULES_MAX, PolicySet, Rule, Spec
 from isthmus.policy.terms import Fair, Guarantee, Terms
 
@@ -52,11 +52,7 @@ def load_policies(text: str, source: str = "policy.toml") -> PolicySet:
 
 def _union_of_reads(rules: tuple[Rule, ...]) -> dict[str, frozenset[str]]:
     union = {root: frozenset[str]().union(*(rule.reads.get(root, ()) for rule in rules)) for root in FIELDS}
-    return {
-        root: FIELDS[root] if "" in names and root not in OPEN_VARIABLES else names
-        for root, names in union.items()
-        if names
-    }
+    return {root: names for root, names in union.items() if names}
 
 
 # tables -----------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ Spec = Allow | Deny | Prefer | Cap | Reclass | Hurry | Harvest | Protect
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """One compiled rule.
 
-    reads        the fields its condition reads, by variable; a field named "" stands for all of them
+    reads        the fields its condition reads, by variable; of an open one, "" stands for all of them
     reads_node   it must be evaluated for a node, not once per request
     per_shape    ... but only for one node of each shape: it reads nothing that differs among them
     """

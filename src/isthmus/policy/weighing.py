@@ -130,7 +130,7 @@ class Weighing:
         """All that a judgement of a shape depends on but the shape."""
         reads = self._policies.shape_reads
         shown = [
-            {field: value for field, value in self._shown[root].items() if field in fields}
+            {field: value for field, value in self._shown[root].items() if "" in fields or field in fields}
             for root, fields in reads.items()
             if root != "node"
         ]

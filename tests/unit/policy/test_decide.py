@@ -192,6 +192,21 @@ def test_a_condition_that_fails_matches_only_where_it_forbids() -> None:
     assert len(decide(capped, snapshot(node("a")), demand(count=2)).places) == 2
 
 
+@pytest.mark.parametrize("condition", ['node["name"] == "a"', 'node["labels"]["zone"] == "eu"'])
+def test_a_condition_may_index_what_it_reads(condition: str) -> None:
+    policies = load_policies(_rule("not here", "deny", condition))
+    situation = snapshot(node("a", free=1, zone="eu"), node("b", zone="us"))
+    assert decide(policies, situation, demand()).places == ("b",)
+
+
+def test_a_judgement_of_nodes_is_not_remembered_for_other_signals() -> None:
+    dirty = 'node.platform == "local" && signal["carbon"] > 400.0'
+    policies = load_policies(_rule("dirty", "deny", dirty))
+    for carbon, outcome in ((500.0, "deny"), (100.0, "grant"), (500.0, "deny")):
+        situation = msgspec.structs.replace(snapshot(node("a")), signals={"carbon": carbon})
+        assert decide(policies, situation, demand()).outcome == outcome, carbon
+
+
 @pytest.mark.parametrize(
     "condition",
     [
