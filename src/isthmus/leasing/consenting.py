@@ -74,14 +74,15 @@ class Consenting:
 
 
 def _job(node: Node) -> Job:
-    """The batch job of a lent node, which has lent itself."""
+    """The batch job of a lent node."""
     labels = node.labels
     return Job(
         id=labels["job"],
+        name=labels["name"],
         user=labels["user"],
         account=labels["account"],
         partition=labels["partition"],
+        qos=labels["qos"],
         cores=node.cores,
         memory_bytes=node.memory_bytes,
-        lends=True,
     )

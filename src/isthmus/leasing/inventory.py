@@ -139,13 +139,14 @@ class Inventory:
 
 def lent_node(node: NodeId, lent: Lent) -> Node:
     """The idle part of a job as a node. Nothing of it is free until its agent has measured."""
-    labels = {"job": lent.job, "node": lent.node, "user": lent.user, "partition": lent.partition}
+    labels = {"job": lent.job, "name": lent.name, "node": lent.node, "user": lent.user}
+    labels |= {"account": lent.account, "partition": lent.partition, "qos": lent.qos}
     return Node(
         node=node,
         platform=LENT_PLATFORM,
         cores=lent.cores,
         memory_bytes=lent.memory_bytes,
-        labels={**labels, "account": lent.account},
+        labels=labels,
         other_cores=lent.cores,
         other_memory_bytes=lent.memory_bytes,
     )

@@ -30,9 +30,9 @@ _MIB = 2**20
 class Lent(Record, frozen=True):
     """What a job lends of what it holds on one node.
 
-    cores, memory_bytes       at most so much of it
-    held_bytes                the memory that it holds here
-    user, partition, account  the owner's, for rules
+    cores, memory_bytes   at most so much of it
+    held_bytes            the memory that it holds here
+    user ... qos          the owner's and the job's, for rules
     """
 
     job: str
@@ -43,6 +43,8 @@ class Lent(Record, frozen=True):
     user: str = ""
     partition: str = ""
     account: str = ""
+    name: str = ""
+    qos: str = ""
 
 
 class Use(NamedTuple):
@@ -77,6 +79,8 @@ def lent_by(environ: Mapping[str, str], cores: str, memory: str) -> Lent:
         user=environ.get("SLURM_JOB_USER", ""),
         partition=environ.get("SLURM_JOB_PARTITION", ""),
         account=environ.get("SLURM_JOB_ACCOUNT", ""),
+        name=environ.get("SLURM_JOB_NAME", ""),
+        qos=environ.get("SLURM_JOB_QOS", ""),
     )
 
 

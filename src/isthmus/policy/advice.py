@@ -5,12 +5,12 @@ Invariant: pure; an advice is never an error: the file works as `rules.py` says.
 
 from collections.abc import Iterator
 
-from isthmus.policy.rules import Allow, Deny, Harvest, PolicySet, Protect, Reclass, Rule
+from isthmus.policy.rules import Allow, Deny, PolicySet, Protect, Reclass, Rule
 
 
 def advice(policies: PolicySet) -> tuple[str, ...]:
     """Lines for a person, in order of the rules."""
-    return (*_shadowed(policies), *_unguarded(policies), *_fruitless(policies), *_needless_loans(policies))
+    return (*_shadowed(policies), *_unguarded(policies), *_needless_loans(policies))
 
 
 def _shadowed(policies: PolicySet) -> Iterator[str]:
@@ -46,11 +46,6 @@ def _unguarded(policies: PolicySet) -> Iterator[str]:
                 f"line {rule.line}: rule {rule.name!r} also holds where {what} is missing; "
                 "write has(...) && ... if it should not"
             )
-
-
-def _fruitless(policies: PolicySet) -> Iterator[str]:
-    if policies.on_jobs and not any(isinstance(rule.spec, Harvest) for rule in policies.on_jobs):
-        yield "only jobs that lend themselves are harvested: there are protect rules and no harvest rule"
 
 
 def _needless_loans(policies: PolicySet) -> Iterator[str]:

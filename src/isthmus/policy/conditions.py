@@ -37,9 +37,7 @@ FIELDS: dict[str, frozenset[str]] = {
     "pool": frozenset({"name", "leases", "minimum", "maximum"}),
     "clock": frozenset({"epoch_s", "hour", "minute", "weekday"}),
     "signal": frozenset(),  # whatever the site's source of signals names
-    "job": frozenset(
-        {"id", "name", "user", "account", "partition", "qos", "cores", "memory", "gpus", "lends"}
-    ),
+    "job": frozenset({"id", "name", "user", "account", "partition", "qos", "cores", "memory"}),
 }
 OPEN_VARIABLES = frozenset({"signal"})  # their fields are known only when a decision is made
 _CONVERSIONS = frozenset({"int", "uint", "double", "string", "bytes", "timestamp", "duration"})
@@ -74,7 +72,7 @@ _SAMPLE: dict[str, Any] = {
     "signal": {},
     "job": {
         "id": "", "name": "", "user": "", "account": "", "partition": "", "qos": "", "cores": 1,
-        "memory": 2**30, "gpus": 0, "lends": False,
+        "memory": 2**30,
     },
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""How much of what a batch job holds and does not use may be harvested: `consent(...) -> Consent`.
+"""How much of what a batch job lends and does not use may be harvested: `consent(...) -> Consent`.
 
     protect rules first: one that matches ends it.
-    harvest rules then: all that match limit it; none that matches means none, unless the job lends itself.
+    harvest rules then: all that match limit it; none that matches means all of it.
 
 What is asked about is the total: what may be harvested of the job, with what is harvested of it already.
 
@@ -20,7 +20,7 @@ from isthmus.policy.snapshot import Holding
 
 
 class Job(Record, frozen=True):
-    """A batch job as rules see it. `lends`: its owner lends what it does not use."""
+    """A batch job that lends, as rules see it: what it lends on one node, and whose it is."""
 
     id: str
     name: str = ""
@@ -30,8 +30,6 @@ class Job(Record, frozen=True):
     qos: str = ""
     cores: int = 0
     memory_bytes: int = 0
-    gpus: int = 0
-    lends: bool = False
 
 
 class Moment(NamedTuple):
@@ -63,11 +61,7 @@ def consent(
     for rule in rules:
         if isinstance(rule.spec, Protect):
             return Consent(NOTHING, f"rule {rule.name!r} protects it" + _said(rule))
-    if not rules:
-        if job.lends:
-            return Consent(slack, "its owner lends what it does not use")
-        return Consent(NOTHING, "no rule lets it be harvested")
-    amount, reason = slack, "all that it does not use"
+    amount, reason = slack, "its owner lends what it does not use"
     for rule in rules:
         limited = _limited(rule.spec, job, slack, harvested)
         lower = _least(amount, limited)

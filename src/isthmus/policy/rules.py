@@ -20,7 +20,7 @@ What each action does, and its parameters:
              May not mention `node`.
     hurry    adds `by` (default 1) to the priority that the tenant's terms give the request: who has more
              is served before who has less. All that match count. May not mention `node`.
-    harvest  what a batch job holds and does not use may be harvested: `share` of it (default all), at most
+    harvest  what a batch job lends and does not use is harvested: `share` of it (default all), at most
              cores, memory, gpus per = "job" (default), "user" or "partition". All that match count. Sees
              `job`, `clock` and `signal` only.
     protect  nothing of the batch job is harvested, whatever else matches. Sees what `harvest` sees.

@@ -22,8 +22,8 @@ NODE = NodeId("n0.job7")
 HARVESTED = LeaseRequest(resources=Resources(cores=2), lease_class=LeaseClass.HARVESTED)
 
 
-async def _lend(room: Room, idle_cores: int = 4, name: NodeId = NODE) -> None:
-    await room.leasing.agent_joined(name, msgspec.structs.replace(hello(lent_node(name, LENT)), lent=LENT))
+async def _lend(room: Room, idle_cores: int = 4, name: NodeId = NODE, lent: Lent = LENT) -> None:
+    await room.leasing.agent_joined(name, msgspec.structs.replace(hello(lent_node(name, lent)), lent=lent))
     await _say_slack(room, idle_cores, name)
 
 
@@ -117,6 +117,22 @@ async def test_rules_leave_less_of_a_job_than_it_lends(room: Room) -> None:
     assert len((await room.leasing.request(ALICE, HARVESTED)).grants) == 1
     with pytest.raises(NoCapacityError):
         await room.leasing.request(ALICE, HARVESTED)
+
+
+PRODUCTION = load_policies(
+    "[[rule]]\nname = 'left alone'\nthen = 'protect'\n"
+    "when = 'job.name.startsWith(\"prod-\") || job.qos == \"urgent\"'\n"
+)
+
+
+@in_a_room(policies=PRODUCTION)
+async def test_rules_know_a_job_by_its_name_and_its_quality_of_service(room: Room) -> None:
+    await _lend(room, lent=msgspec.structs.replace(LENT, name="prod-cfd"))
+    await _lend(room, name=NodeId("n0.job8"), lent=msgspec.structs.replace(LENT, job="8", qos="urgent"))
+    with pytest.raises(NoCapacityError):
+        await room.leasing.request(ALICE, HARVESTED)
+    await _lend(room, name=NodeId("n0.job9"), lent=msgspec.structs.replace(LENT, job="9", name="test"))
+    assert (await room.leasing.request(ALICE, HARVESTED)).grants[0].node == "n0.job9"
 
 
 @in_a_room(policies=CAPPED)

@@ -20,6 +20,9 @@ JOB = {
     "SLURMD_NODENAME": "n7",
     "SLURM_JOB_USER": "ada",
     "SLURM_JOB_PARTITION": "batch",
+    "SLURM_JOB_ACCOUNT": "phys",
+    "SLURM_JOB_NAME": "cfd",
+    "SLURM_JOB_QOS": "night",
 }
 
 
@@ -46,8 +49,14 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def test_auto_lends_all_that_the_job_holds() -> None:
     lent = lent_by(JOB, "auto", "auto")
-    assert (lent.job, lent.node, lent.user, lent.partition) == ("42", "n7", "ada", "batch")
+    assert (lent.job, lent.node) == ("42", "n7")
     assert (lent.cores, lent.memory_bytes, lent.held_bytes) == (4, 8 * GIB, 8 * GIB)
+
+
+def test_rules_can_be_told_whose_job_it_is_and_which() -> None:
+    lent = lent_by(JOB, "auto", "auto")
+    assert (lent.user, lent.account, lent.partition) == ("ada", "phys", "batch")
+    assert (lent.name, lent.qos) == ("cfd", "night")
 
 
 def test_a_part_may_be_lent() -> None:

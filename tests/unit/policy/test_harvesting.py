@@ -37,11 +37,8 @@ message = "production"
 )
 
 
-def test_nothing_is_harvested_unless_a_rule_or_its_owner_says_so() -> None:
-    refused = consent(ALLOW_ALL, JOB, SLACK, {}, NOON)
-    assert (refused.amount, refused.reason) == (NOTHING, "no rule lets it be harvested")
-    lending = Job(id="17", lends=True)
-    assert consent(ALLOW_ALL, lending, SLACK, {}, NOON).amount == SLACK
+def test_without_rules_all_that_a_job_lends_and_does_not_use_is_harvested() -> None:
+    assert consent(ALLOW_ALL, JOB, SLACK, {}, NOON) == (SLACK, "its owner lends what it does not use")
 
 
 def test_all_matching_rules_limit_what_is_taken() -> None:
@@ -56,8 +53,8 @@ def test_a_limit_per_user_counts_all_jobs_of_the_user() -> None:
     assert consent(POLICY, JOB, SLACK, harvested, NOON).amount.cores == 2
 
 
-def test_a_protected_job_is_left_alone_even_if_it_lends() -> None:
-    for job in (Job(id="1", user="carol", lends=True), Job(id="2", name="prod-x", partition="batch")):
+def test_a_protected_job_is_left_alone_although_it_lends() -> None:
+    for job in (Job(id="1", user="carol"), Job(id="2", name="prod-x", partition="batch")):
         refused = consent(POLICY, job, SLACK, {}, NIGHT)
         assert refused.amount == NOTHING
         assert refused.reason == "rule 'leave them alone' protects it: production"
@@ -65,15 +62,14 @@ def test_a_protected_job_is_left_alone_even_if_it_lends() -> None:
 
 def test_a_protection_that_cannot_be_evaluated_protects() -> None:
     green = load_policies("[[rule]]\nname = 'g'\nthen = 'protect'\nwhen = 'signal.carbon > 300.0'\n")
-    lending = Job(id="1", lends=True)
-    assert consent(green, lending, SLACK, {}, NIGHT).amount == SLACK
-    assert consent(green, lending, SLACK, {}, NOON).amount == NOTHING  # no signal now
+    assert consent(green, JOB, SLACK, {}, NIGHT).amount == SLACK
+    assert consent(green, JOB, SLACK, {}, NOON).amount == NOTHING  # no signal now
 
 
 @settings(deadline=None)
-@given(st.integers(0, 64), st.integers(0, 64), st.integers(0, 64), st.booleans())
-def test_never_more_than_the_slack_is_taken(cores: int, own: int, others: int, lends: bool) -> None:
-    job = Job(id="17", user="ann", partition="batch", lends=lends)
+@given(st.integers(0, 64), st.integers(0, 64), st.integers(0, 64))
+def test_never_more_than_the_slack_is_taken(cores: int, own: int, others: int) -> None:
+    job = Job(id="17", user="ann", partition="batch")
     harvested = {("job", "17"): Holding(cores=own), ("user", "ann"): Holding(cores=own + others)}
     amount = consent(POLICY, job, Holding(cores=cores), harvested, NOON).amount
     assert 0 <= amount.cores <= cores
