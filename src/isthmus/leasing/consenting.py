@@ -6,7 +6,7 @@ Not here: the rules (`policy.harvesting`), and measuring slack (`isthmus.node`).
 """
 
 from isthmus.core.clock import Clock
-from isthmus.core.model import LeaseClass, LeaseState, Node
+from isthmus.core.model import LeaseState, Node
 from isthmus.leasing.books import Books, Held
 from isthmus.leasing.inventory import Inventory
 from isthmus.node.slack import Slack
@@ -24,20 +24,44 @@ class Consenting:
         self._inventory = inventory
         self._clock = clock
 
-    def allowed(self, node: Node, slack: Slack) -> Slack:
+    def harvested(self, besides: Node) -> Harvested:
+        """What is harvested now on all lent nodes but one, by job, user and partition.
+
+        What was asked to leave does not count: of two nodes beyond a limit that they share, one keeps its
+        leases.
+        """
+        sums: Harvested = {}
+        if not self._policies.on_jobs:
+            return sums
+        for held in self._books.open.values():
+            lease = held.lease
+            node = self._inventory.lent(lease.node)
+            if node is None or node.node == besides.node or lease.state is LeaseState.DRAINING:
+                continue
+            for kind in ("job", "user", "partition"):
+                key = kind, node.labels[kind]
+                before = sums.get(key, Holding())
+                sums[key] = Holding(
+                    cores=before.cores + lease.resources.cores,
+                    memory_bytes=before.memory_bytes + lease.resources.memory_bytes,
+                    leases=before.leases + 1,
+                )
+        return sums
+
+    def allowed(self, node: Node, slack: Slack, harvested: Harvested) -> Slack:
         """What of the slack of a lent node may be harvested."""
         if not self._policies.on_jobs:
             return slack
         idle = Holding(cores=max(slack.cores, 0), memory_bytes=max(slack.memory_bytes, 0))
-        amount = self._consent(node, idle, self._harvested()).amount
+        amount = self._consent(node, idle, harvested).amount
         return Slack(min(slack.cores, amount.cores), min(slack.memory_bytes, amount.memory_bytes))
 
-    def to_leave(self, node: Node) -> list[Held]:
+    def to_leave(self, node: Node, harvested: Harvested) -> list[Held]:
         """The youngest leases on a lent node beyond what rules would let be harvested even of an idle job."""
         if not self._policies.on_jobs:
             return []
         everything = Holding(cores=node.cores, memory_bytes=node.memory_bytes)
-        most = self._consent(node, everything, self._harvested()).amount
+        most = self._consent(node, everything, harvested).amount
         held = [held for held in self._books.on_node(node.node) if held.lease.state is not LeaseState.ENDED]
         cores = sum(one.lease.resources.cores for one in held)
         memory_bytes = sum(one.lease.resources.memory_bytes for one in held)
@@ -54,23 +78,6 @@ class Consenting:
     def _consent(self, node: Node, slack: Holding, harvested: Harvested) -> Consent:
         now = Moment(clock_s=self._clock.now(), signals=self._books.signals)
         return consent(self._policies, _job(node), slack, harvested, now)
-
-    def _harvested(self) -> Harvested:
-        """What is harvested now, by job, user and partition."""
-        sums: Harvested = {}
-        for held in self._books.open.values():
-            lease = held.lease
-            node = self._inventory.lent(lease.node) if lease.lease_class is LeaseClass.HARVESTED else None
-            for kind in ("job", "user", "partition") if node is not None else ():
-                assert node is not None
-                key = kind, node.labels[kind]
-                before = sums.get(key, Holding())
-                sums[key] = Holding(
-                    cores=before.cores + lease.resources.cores,
-                    memory_bytes=before.memory_bytes + lease.resources.memory_bytes,
-                    leases=before.leases + 1,
-                )
-        return sums
 
 
 def _job(node: Node) -> Job:

@@ -342,9 +342,10 @@ class Reconciling:
 
     def _take_slack(self, lent: Node, slack: Slack) -> None:
         """What a job does not use now, as far as policy lets it be harvested."""
-        more = self._inventory.set_slack(lent.node, self._consenting.allowed(lent, slack))
+        harvested = self._consenting.harvested(besides=lent)
+        more = self._inventory.set_slack(lent.node, self._consenting.allowed(lent, slack, harvested))
         self._books.nodes.free(lent.node, *more)
-        leaving = self._consenting.to_leave(lent)
+        leaving = self._consenting.to_leave(lent, harvested)
         if leaving:
             self._acting.apply([(held, DrainOrdered(at_s=self._clock.now())) for held in leaving])
         if max(more) > 0:

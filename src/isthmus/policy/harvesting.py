@@ -3,7 +3,8 @@
     protect rules first: one that matches ends it.
     harvest rules then: all that match limit it; none that matches means all of it.
 
-What is asked about is the total: what may be harvested of the job, with what is harvested of it already.
+What is asked about is the total: what may be harvested of the job on one node, with what is harvested there
+already.
 
 Invariant: pure; the answer is at most the slack. Not here: measuring slack, and taking it (`isthmus.node`).
 """
@@ -53,8 +54,8 @@ def consent(
     policies: PolicySet, job: Job, slack: Holding, harvested: Mapping[tuple[str, str], Holding], now: Moment
 ) -> Consent:
     """
-    slack      what the job holds and does not use itself, what is harvested of it included
-    harvested  by ("job", id), ("user", name) and ("partition", name): what is harvested of each now
+    slack      what the job holds on one node and does not use itself, what is harvested of it included
+    harvested  what is harvested elsewhere: by ("job", id), ("user", name) and ("partition", name)
     """
     context = cel.Context(variables=_shown(job, now))
     rules = [rule for rule in policies.on_jobs if rule.matches(context)]
@@ -79,15 +80,12 @@ def _shown(job: Job, now: Moment) -> dict[str, Any]:
 def _limited(spec: object, job: Job, slack: Holding, harvested: Mapping[tuple[str, str], Holding]) -> Holding:
     """What one rule leaves of the slack."""
     assert isinstance(spec, Harvest)
-    own = harvested.get(("job", job.id), NOTHING)
     whose = {"job": job.id, "user": job.user, "partition": job.partition}[spec.per]
-    all_of_them = harvested.get((spec.per, whose), own)
+    others = harvested.get((spec.per, whose), NOTHING)
     return Holding(
-        cores=_share(slack.cores, spec.share, spec.cores, all_of_them.cores - own.cores),
-        memory_bytes=_share(
-            slack.memory_bytes, spec.share, spec.memory_bytes, all_of_them.memory_bytes - own.memory_bytes
-        ),
-        gpus=_share(slack.gpus, spec.share, spec.gpus, all_of_them.gpus - own.gpus),
+        cores=_share(slack.cores, spec.share, spec.cores, others.cores),
+        memory_bytes=_share(slack.memory_bytes, spec.share, spec.memory_bytes, others.memory_bytes),
+        gpus=_share(slack.gpus, spec.share, spec.gpus, others.gpus),
     )
 
 

@@ -119,9 +119,37 @@ async def test_rules_leave_less_of_a_job_than_it_lends(room: Room) -> None:
         await room.leasing.request(ALICE, HARVESTED)
 
 
+SECOND = NodeId("n1.job7")
+
+
+async def _lend_both(room: Room) -> None:
+    """One job, on two nodes."""
+    await _lend(room)
+    await _lend(room, name=SECOND, lent=msgspec.structs.replace(LENT, node="n1"))
+
+
+@in_a_room(policies=CAPPED)
+async def test_a_limit_per_job_counts_all_nodes_of_the_job(room: Room) -> None:
+    await _lend(room)
+    await room.leasing.request(ALICE, HARVESTED)
+    await _lend_both(room)
+    with pytest.raises(NoCapacityError):
+        await room.leasing.request(ALICE, HARVESTED)
+
+
+@in_a_room(policies=CAPPED)
+async def test_of_two_nodes_beyond_a_limit_that_they_share_one_keeps_its_leases(room: Room) -> None:
+    await _lend_both(room)
+    leases = [(await room.leasing.request(ALICE, HARVESTED)).grants[0].lease for _ in range(2)]
+    for name in (NODE, SECOND, NODE):
+        await _say_slack(room, 4, name)
+    states = [room.leasing.lease(ADMIN, lease).state for lease in leases]
+    assert sorted(states) == [LeaseState.ACTIVE, LeaseState.DRAINING]
+
+
 PRODUCTION = load_policies(
     "[[rule]]\nname = 'left alone'\nthen = 'protect'\n"
-    "when = 'job.name.startsWith(\"prod-\") || job.qos == \"urgent\"'\n"
+    'when = \'job.name.startsWith("prod-") || job.qos == "urgent"\'\n'
 )
 
 
