@@ -100,8 +100,8 @@ class _Judgement:
         return self._place(min(wanted, room.leases), least, room)
 
     def _lent(self, room: Room) -> Room:
-        """The room that others' guarantees leave."""
-        if not self.policies.guaranteed:
+        """The room that others' guarantees leave; lent nodes back none."""
+        if not self.policies.guaranteed or self.lease_class is LeaseClass.HARVESTED:
             return room
         self.own = guarantees.within(self.policies, self.snapshot, self.demand)
         loan = guarantees.loan(self.policies, self.snapshot, self.demand, self.lease_class)

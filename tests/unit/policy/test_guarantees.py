@@ -33,6 +33,12 @@ def test_who_lends_nothing_finds_its_guarantee_free() -> None:
     assert (decision.outcome, len(decision.places), decision.blocked_by) == ("grant", 4, "guarantee")
 
 
+def test_no_guarantee_stands_in_the_way_of_harvesting() -> None:
+    site = snapshot(node("a", free=0), node("n1.job7", platform="lent"))
+    decision = decide(HOARDING, site, demand(count=4, lease_class=LeaseClass.HARVESTED))
+    assert (decision.outcome, len(decision.places)) == ("grant", 4)
+
+
 def test_a_borrower_is_pushed_out_when_the_lender_asks_and_not_further_than_the_guarantee() -> None:
     leases = tuple(lease_of("bob", f"l{i}", age=float(i)) for i in range(4))
     full = snapshot(node("a", free=0), held={"bob": Holding(cores=4, leases=4)}, preemptible=leases)
