@@ -21,6 +21,7 @@ from isthmus.policy.snapshot import Demand, Snapshot
 from isthmus.policy.weighing import CANDIDATES_MAX, Candidate, Weighing
 
 Block = Literal["", "rule", "class", "pool", "quota", "guarantee", "size", "capacity"]
+Pushed = Literal["elastic", "borrowing", "idle"]
 
 
 class Fired(Record, frozen=True):
@@ -162,9 +163,10 @@ class _Judgement:
         block, reason = self._why_not(kept, weighed.fitting)
         outcome: Literal["wait", "deny"] = "deny" if block in ("size", "rule") else "wait"
         missing = least - min(sum(candidate.slots for candidate in usable), least)
-        evict = self._evict(least, missing) if block == "capacity" else ()
+        whose = self._whose(least)
+        evict = self._evict(whose, missing) if block == "capacity" else ()
         if evict:
-            reason += f"; {len(evict)} {self._whom()} leases are asked to leave"
+            reason += f"; {len(evict)} {whose} leases are asked to leave"
         return self._no(outcome, block, reason, kept, weighed.fitting, evict)
 
     # outcomes -----------------------------------------------------------------------------------------------
@@ -191,27 +193,25 @@ class _Judgement:
         free = int(nodes.free_cores[usable].max())
         return "capacity", f"no node has room for {asked} now (most free cores on one node: {free})"
 
-    def _evict(self, least: int, missing: int) -> tuple[LeaseId, ...]:
-        """Whom it may push out: elastic leases if a rule says so, of those who borrow what it is guaranteed,
-        or any that nobody calls.
+    def _whose(self, least: int) -> Pushed:
+        """Whose leases it may push out: elastic ones if a rule says so, of those who borrow what it is
+        guaranteed, or any that nobody calls.
         """
+        if self.lease_class is LeaseClass.RESERVED and self.may_preempt:
+            return "elastic"
+        return "borrowing" if least <= self.own else "idle"
+
+    def _evict(self, whose: Pushed, missing: int) -> tuple[LeaseId, ...]:
         if self.lease_class is LeaseClass.HARVESTED:
             return ()
-        pushes = self.lease_class is LeaseClass.RESERVED and self.may_preempt
-        reclaims = not pushes and least <= self.own
         wanted = Wanted(
             resources=self.resources,
             missing=missing,
-            spared=self.demand.tenant if reclaims else None,
-            only_idle=not (pushes or reclaims),
+            spared=self.demand.tenant if whose == "borrowing" else None,
+            only_idle=whose == "idle",
             may_use=self.weighing.may_use,
         )
         return victims(self.policies, self.snapshot, wanted)
-
-    def _whom(self) -> str:
-        if self.lease_class is LeaseClass.RESERVED and self.may_preempt:
-            return "elastic"
-        return "borrowing" if self.own else "idle"
 
     def _standings(self) -> tuple[Standing, ...]:
         others = [tenant for tenant in self.snapshot.waiting if tenant != self.demand.tenant]

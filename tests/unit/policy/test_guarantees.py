@@ -49,6 +49,14 @@ def test_a_borrower_is_pushed_out_when_the_lender_asks_and_not_further_than_the_
     assert decide(PHYSICS, full, demand("carol", cores=2)).evict == ()
 
 
+def test_a_request_beyond_its_guarantee_is_told_that_idle_leases_leave_for_it() -> None:
+    leases = tuple(elastic(f"l{i}", "a", idle=True) for i in range(4))
+    full = snapshot(node("a", free=0), held={"bob": Holding(cores=4, leases=4)}, preemptible=leases)
+    smaller = load_policies("[tenants.physics]\nguarantee = { cores = 3 }\n")
+    decision = decide(smaller, full, demand("physics", count=4, together=True))
+    assert "4 idle leases are asked to leave" in decision.reason
+
+
 def test_beyond_its_guarantee_a_tenant_pushes_nobody_out() -> None:
     held = {"bob": Holding(cores=1, leases=1), "physics": Holding(cores=3, leases=3)}
     full = snapshot(node("a", free=0), held=held, preemptible=(lease_of("bob", "l0"),))
