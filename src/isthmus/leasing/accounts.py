@@ -19,14 +19,14 @@ HOUR_S = 3600.0
 
 
 class Accounts:
-    """`lately` is lent to snapshots. Times are seconds since the epoch."""
+    """`lately` is lent to snapshots. Times are seconds since the epoch; `hours` come oldest first."""
 
     def __init__(self, half_life_s: float, hours: Iterable[HourUse]) -> None:
         self._half_life_s = half_life_s
         self._core_s: dict[TenantId, dict[int, float]] = {}
         self._unwritten: dict[tuple[TenantId, int], HourUse] = {}
         self.lately: dict[TenantId, Used] = {}
-        for row in sorted(hours, key=lambda row: row.hour):
+        for row in hours:
             self._enter(row, (row.hour + 1) * HOUR_S)
 
     def bill(self, before: Lease, after: Lease, at_s: float) -> None:

@@ -4,7 +4,7 @@ from isthmus.policy.advice import advice
 from isthmus.policy.decide import Decision, Fired, decide, priority
 from isthmus.policy.explain import in_words
 from isthmus.policy.loading import load_policies
-from isthmus.policy.replay import Change, Logged, Replay, replay
+from isthmus.policy.replay import Change, Logged, Replay
 from isthmus.policy.rules import ALLOW_ALL, PolicySet
 from isthmus.policy.snapshot import Demand, Snapshot, SnapshotRecord
 from isthmus.policy.weighing import Candidate
@@ -26,5 +26,4 @@ __all__ = [
     "in_words",
     "load_policies",
     "priority",
-    "replay",
 ]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from isthmus.core.ids import LeaseId, NodeId, TenantId
 from isthmus.core.model import Resources
-from isthmus.policy import fairness, guarantees
+from isthmus.policy import fairness, guarantees, placement
 from isthmus.policy.placement import Need
 from isthmus.policy.rules import PolicySet
 from isthmus.policy.snapshot import Holding, Preemptible, Snapshot
@@ -173,7 +173,7 @@ def _nodes(snapshot: Snapshot, wanted: Wanted, tenants: _Tenants) -> dict[int, _
         row = table.index.get(name)
         if row is None or not table.open[row]:
             continue
-        slots = _slots(table.free_cores[row], table.free_memory_bytes[row], table.free_gpus[row], need)
+        slots = max(placement.slots(table, row, need), 0)
         free = (  # without what the request has there already
             int(table.free_cores[row]) - slots * need[0],
             int(table.free_memory_bytes[row]) - slots * need[1],
@@ -184,11 +184,6 @@ def _nodes(snapshot: Snapshot, wanted: Wanted, tenants: _Tenants) -> dict[int, _
             if len(nodes) >= NODES_MAX + wanted.missing:
                 break
     return dict(sorted(nodes.items()))
-
-
-def _slots(cores: int, memory_bytes: int, gpus: int, need: Need) -> int:
-    slots = min(cores // need[0], memory_bytes // need[1])
-    return max(int(min(slots, gpus // need[2]) if need[2] else slots), 0)
 
 
 def _total(free: Need, leases: Iterable[Preemptible]) -> Need:

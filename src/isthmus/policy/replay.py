@@ -42,11 +42,6 @@ class Replay(Record, frozen=True):
     differ: int = 0
 
 
-def replay(log: Iterable[Logged], policies: PolicySet, against: PolicySet | None = None) -> Replay:
-    """What `policies` change. against: compared with what these decide; None: with what was decided."""
-    return summed(judge(entry, policies, against) for entry in log)
-
-
 def summed(judged: Iterable[Change | None]) -> Replay:
     count = 0
     changes: list[Change] = []
@@ -61,7 +56,10 @@ def summed(judged: Iterable[Change | None]) -> Replay:
 
 
 def judge(entry: Logged, policies: PolicySet, against: PolicySet | None) -> Change | None:
-    """One logged decision again; None when it comes out alike."""
+    """One logged decision again; None when it comes out alike.
+
+    against   compared with what these decide; None: with what was decided
+    """
     snapshot = from_record(entry.snapshot)
     before = entry.decision if against is None else decide(against, snapshot, entry.demand)
     after = decide(policies, snapshot, entry.demand)
