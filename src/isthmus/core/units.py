@@ -1,7 +1,9 @@
 """Sizes as people write them, turned into numbers once, at the edge; numbers as people read them."""
 
+import functools
 import re
 
+CHARACTERS_MAX = 40  # of a size: more digits are a mistake, and texts are remembered
 _BYTES = {
     "": 1,
     "K": 10**3,
@@ -16,15 +18,21 @@ _BYTES = {
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?\s*", re.IGNORECASE)
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_bytes(text: str | int) -> int:
-    """`"2GiB"`, `"512 MB"`, `"4096"` or an int, in bytes. Raises ValueError with the accepted forms."""
+    """`"2GiB"`, `"512 MB"`, `"4096"` or an int, in bytes. Raises ValueError with the accepted forms.
+
+    Remembered: every open lease's size is asked for with every decision.
+    """
     if isinstance(text, int):
         if text < 0:
             raise ValueError(f"a size cannot be negative: {text}")
         return text
-    match = _SIZE.fullmatch(text)
+    match = _SIZE.fullmatch(text) if len(text) <= CHARACTERS_MAX else None
     if match is None:
-        raise ValueError(f"not a size: {text!r}; write for example '512MiB', '2GiB' or '1.5TB'")
+        raise ValueError(
+            f"not a size: {text[:CHARACTERS_MAX]!r}; write for example '512MiB', '2GiB' or '1.5TB'"
+        )
     return int(float(match[1]) * _BYTES[(match[2] or "").upper()])
 
 

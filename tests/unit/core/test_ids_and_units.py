@@ -36,10 +36,17 @@ def test_sizes_are_read(text: str | int, size: int) -> None:
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "1 XB", "1e3", "1,5GB", -1])
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "1 XB", "1e3", "1,5GB", -1, "1" * 400])
 def test_what_is_no_size_is_refused(text: str | int) -> None:
     with pytest.raises(ValueError, match="size"):
         parse_bytes(text)
+
+
+def test_a_size_is_read_once() -> None:
+    parse_bytes("3GiB")
+    before = parse_bytes.cache_info().hits
+    assert parse_bytes("3GiB") == 3 * 2**30
+    assert parse_bytes.cache_info().hits == before + 1
 
 
 @given(count=st.integers(0, 2**60))
