@@ -44,11 +44,10 @@ class Inventory:
         return changed
 
     def lend(self, node: NodeId, lent: Lent) -> bool:
-        """A batch job lends; False: that name is taken by a node that is not lent."""
-        if node in self._nodes and node not in self._lent:
+        """A batch job lends a node that it had not lent yet; False: that name is taken."""
+        if node in self._nodes:
             return False
-        if node not in self._lent:
-            self._lent[node] = self._nodes[node] = lent_node(node, lent)
+        self._lent[node] = self._nodes[node] = lent_node(node, lent)
         return True
 
     def lent(self, node: NodeId | None) -> Node | None:

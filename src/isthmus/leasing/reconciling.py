@@ -283,17 +283,22 @@ class Reconciling:
         self._acting.on_freed()
 
     def _lend(self, node: NodeId, lent: Lent) -> None:
+        if self._inventory.lent(node) is not None:
+            return
         if not self._inventory.lend(node, lent):
             raise NotFoundError(f"{node!r} is a node of its own, and not for job {lent.job} to lend")
         self._books.set_nodes(self._inventory.rows(self._clock.monotonic()))
 
     def _forget_lent(self, now: float) -> None:
         """Jobs that lent have ended, and with them what was harvested."""
+        has_forgotten = False
         for node in self._inventory.abandoned(now):
             gone = self._gone(EndReason.EVICTED, f"the job that lent {node} has ended")
             self._acting.apply([(held, gone) for held in self._books.on_node(node) if not held.is_starting])
-            if not self._books.on_node(node) and self._inventory.forget_lent(node):
-                self._books.set_nodes(self._inventory.rows(now))
+            if not self._books.on_node(node):
+                has_forgotten |= self._inventory.forget_lent(node)
+        if has_forgotten:
+            self._books.set_nodes(self._inventory.rows(now))
 
     def _expects(self, agent: NodeId) -> bool:
         return self._inventory.knows(agent) or bool(self._books.of_agent(agent))

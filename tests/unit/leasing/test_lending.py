@@ -1,6 +1,8 @@
 """Nodes that batch jobs lend: they come with their agent, shrink and grow with the job, and go with it."""
 
 import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 import pytest
@@ -14,6 +16,7 @@ from isthmus.node.messages import Heartbeat, StartLease
 from isthmus.node.owners import Lent
 from isthmus.node.slack import Slack
 from isthmus.policy import load_policies
+from isthmus.policy.snapshot import NodeRow
 from tests.unit.leasing.rooms import ADMIN, ALICE, Room, hello, in_a_room
 
 GIB = 2**30
@@ -96,6 +99,26 @@ async def test_an_agent_that_dials_again_soon_loses_nothing(room: Room) -> None:
     await room.clock.sleep(LENT_SILENCE_S - 1.0)
     await _lend(room)
     assert NODE in {node.node for node in room.leasing.nodes()}
+
+
+@in_a_room()
+async def test_the_table_of_nodes_is_made_anew_once_whatever_comes_back_or_goes(room: Room) -> None:
+    books = room.leasing._books
+    sizes: list[int] = []
+
+    def counted(rows: Sequence[NodeRow], set_nodes: Callable[[Sequence[NodeRow]], None]) -> None:
+        sizes.append(len(rows))
+        set_nodes(rows)
+
+    names = [NodeId(f"n0.job{number}") for number in range(3)]
+    for name in names:
+        await _lend(room, name=name)
+    books.set_nodes = partial(counted, set_nodes=books.set_nodes)  # type: ignore[method-assign]
+    for name in names:
+        await _lend(room, name=name)
+        await room.leasing.agent_left(name)
+    await room.beat_for(LENT_SILENCE_S + 2.0)
+    assert sizes == [1]
 
 
 @in_a_room()
