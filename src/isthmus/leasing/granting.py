@@ -61,13 +61,15 @@ class Granting:
         """
         decision = None
         own = self._queue.first(demand.tenant)
-        if own is None or self._priority(demand) > own.priority:
+        urgency = 0 if own is None else self._priority(demand)
+        if own is None or urgency > own.priority:
             decision, granted = self._try(demand, is_first=True)
             if granted:
                 return decision, granted
-            if demand.lease.wait_s == 0:
-                raise _refusal(demand, decision)
-        waiter = Waiter(demand, decision.priority if decision else self._priority(demand), decision)
+            urgency = decision.priority
+        if demand.lease.wait_s == 0:
+            raise _refusal(demand, decision)
+        waiter = Waiter(demand, urgency, decision)
         self._queue.add(waiter)
         try:
             async with asyncio.timeout(min(demand.lease.wait_s, self._settings.queue_wait_s)):
@@ -88,15 +90,13 @@ class Granting:
         finally:
             self._queue.remove(waiter)
 
-    def _snapshot(self, demand: Demand) -> Snapshot:
-        return self._books.snapshot(self._policies, demand, self._queue.tenants(WAITING_SHOWN_MAX))
-
     def _priority(self, demand: Demand) -> int:
-        return priority(self._policies, self._snapshot(demand), demand)
+        return priority(self._policies, self._books.situation(), demand)
 
     def _try(self, demand: Demand, is_first: bool) -> tuple[Decision, list[Held]]:
         """Decide once, and write down what follows. Raises DeniedError, LedgerError."""
-        snapshot = self._snapshot(demand)
+        waiting = self._queue.tenants(WAITING_SHOWN_MAX)
+        snapshot = self._books.snapshot(self._policies, demand, waiting)
         decision = decide(self._policies, snapshot, demand)
         match decision.outcome:
             case "grant":
@@ -199,7 +199,7 @@ def _refusal(demand: Demand, decision: Decision | None) -> IsthmusError:
     hint = f" (isthmus explain {demand.request})"
     if decision is None:
         return NoCapacityError(
-            f"others of tenant {demand.tenant} were waiting before it, and it waited in vain"
+            f"others of tenant {demand.tenant} wait before it, longer than its wait_s={demand.lease.wait_s:g}"
         )
     if decision.outcome == "deny" or decision.blocked_by == "quota":
         return DeniedError(decision.reason + hint)

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from isthmus.core import tokens
@@ -129,6 +130,18 @@ async def test_a_tenant_that_fills_the_queue_keeps_no_other_out(room: Room) -> N
     assert len((await bobs).grants) == 1
     for alice in alices:
         assert len((await alice).grants) == 1
+
+
+@in_a_room(settings=msgspec.structs.replace(SETTINGS, queue_max=4))
+async def test_a_request_that_does_not_wait_takes_nobodys_place_in_the_queue(room: Room) -> None:
+    held = await _lease(room, ADMIN, FOUR)
+    alices = [asyncio.ensure_future(room.leasing.request(ALICE, _waiting(ONE)))]
+    bobs = [asyncio.ensure_future(room.leasing.request(BOB, _waiting(ONE))) for _ in range(3)]
+    await room.clock.sleep(0.1)
+    with pytest.raises(NoCapacityError, match="alice wait before it, longer than its wait_s=0"):
+        await room.leasing.request(ALICE, ONE)
+    await room.leasing.release(ADMIN, held)
+    assert [len(reply.grants) for reply in await asyncio.gather(*alices, *bobs)] == [1, 1, 1, 1]
 
 
 @in_a_room()
