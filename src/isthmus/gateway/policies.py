@@ -2,11 +2,13 @@
 changed.
 """
 
+from collections.abc import Callable
+
 import msgspec
 
 from isthmus.core.api import LeaseRequest
 from isthmus.core.ids import TenantId
-from isthmus.core.model import Record
+from isthmus.core.model import Principal, Quota, Record
 from isthmus.gateway.operations import OPERATORS, Asked, Operation
 from isthmus.leasing import Explanation, Leasing
 from isthmus.policy import Replay, load_policies
@@ -42,7 +44,7 @@ class DryRunRequest(Record, frozen=True):
     """POST /v1/policy/dry-run.
 
     policy   TOML to decide by; None: the site's own rules
-    tenant   on whose behalf; empty: your own
+    tenant   on behalf of a user of this one, with its quota; empty: your own
     at_s     by the clock at this time, in seconds since the epoch; None: now
     """
 
@@ -74,8 +76,11 @@ class TenantShare(Record, frozen=True):
 
 
 class Policies:
-    def __init__(self, leasing: Leasing) -> None:
+    """`quota_of` gives a tenant's quota: a dry run may be on anybody's behalf."""
+
+    def __init__(self, leasing: Leasing, quota_of: Callable[[TenantId], Quota]) -> None:
         self._leasing = leasing
+        self._quota_of = quota_of
 
     def operations(self) -> list[Operation]:
         return [
@@ -132,7 +137,8 @@ class Policies:
         policies = None if sent is None else load_policies(sent, SENT_POLICY)
         principal = asked.principal
         if asked.body.tenant:
-            principal = msgspec.structs.replace(principal, tenant=TenantId(asked.body.tenant))
+            tenant = TenantId(asked.body.tenant)
+            principal = Principal(tenant=tenant, quota=self._quota_of(tenant))
         return self._leasing.dry_run(principal, asked.body.lease, policies, asked.body.at_s)
 
     async def replay(self, asked: Asked) -> Replay:

@@ -142,7 +142,7 @@ def _build(
         *Overview(leasing, platform.name, site, clock).operations(),
         *Leases(leasing, hub).operations(),
         *Nodes(leasing, Functions(leasing)).operations(),
-        *Policies(leasing).operations(),
+        *Policies(leasing, keys.quota).operations(),
         *Calls(jobs).operations(),
         *Tenants(keys).operations(),
     ]

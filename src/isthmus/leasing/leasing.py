@@ -127,6 +127,7 @@ class Leasing:
         answer names.
         """
         demand = self._demand(principal, request)
+        self._reconciling.warming.used(request.pool, request.environment)
         decision, granted = await self._granting.grant(demand)
         started, failure = await self._starting.start(granted, request.together)
         if failure is not None and (request.together or not started):
@@ -148,7 +149,6 @@ class Leasing:
             raise InvalidRequestError(f"count={request.count}; ask for 1 to {COUNT_MAX} leases at once")
         if request.wait_s < 0:
             raise InvalidRequestError(f"wait_s={request.wait_s} is negative")
-        self._reconciling.warming.used(request.pool, request.environment)
         return Demand(
             request=RequestId(self._new_id("rq")),
             tenant=principal.tenant,

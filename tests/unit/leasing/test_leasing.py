@@ -18,7 +18,7 @@ from isthmus.core.errors import (
     SiteUnavailableError,
 )
 from isthmus.core.ids import ExecutorId, LeaseId, NodeId
-from isthmus.core.model import EndReason, LeaseClass, LeaseState, Principal, Resources, Usage
+from isthmus.core.model import EndReason, Environment, LeaseClass, LeaseState, Principal, Resources, Usage
 from isthmus.node.messages import (
     DrainLease,
     EndLease,
@@ -585,6 +585,19 @@ async def test_a_dry_run_decides_and_changes_nothing(room: Room) -> None:
     assert room.leasing.leases(ADMIN, ended=True) == []
     await _lease(room)
     assert (await room.leasing.replay(strict)).changes[0].after.outcome == "deny"
+
+
+@in_a_room()
+async def test_a_dry_run_warms_nothing(room: Room) -> None:
+    await room.clock.sleep(1.0)
+    told = len(room.agents.orders(Warm))
+    other = _waiting(ONE, 0.0, pool="warm", environment=Environment(preload=("json",)))
+    room.leasing.dry_run(ALICE, other)
+    await room.beat_for(2.0)
+    assert len(room.agents.orders(Warm)) == told
+    await room.leasing.request(ALICE, other)
+    await room.beat_for(2.0)
+    assert len(room.agents.orders(Warm)) > told
 
 
 @in_a_room()
