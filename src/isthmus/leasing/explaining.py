@@ -1,8 +1,10 @@
 """Tell in words why a request or a lease came out as it did."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from isthmus.core.ids import RequestId, TenantId
+import msgspec
+
+from isthmus.core.ids import LeaseId, RequestId, TenantId
 from isthmus.core.model import Lease, Record
 from isthmus.policy import Decision, Logged, in_words
 
@@ -57,6 +59,18 @@ def explain_lease(
         words=tuple(words),
         decision=explained.decision,
     )
+
+
+def without_others(logged: Logged, lease_of: Callable[[LeaseId], Lease | None]) -> Logged:
+    """A decision as its own tenant may see it: not who else waits, nor whose leases were asked to leave."""
+    tenant, decision = logged.demand.tenant, logged.decision
+    evicted = [lease for lease in map(lease_of, decision.evict) if lease is not None]
+    own = msgspec.structs.replace(
+        decision,
+        standings=tuple(one for one in decision.standings if one.tenant == tenant),
+        evict=tuple(lease.lease for lease in evicted if lease.tenant == tenant),
+    )
+    return msgspec.structs.replace(logged, decision=own)
 
 
 def _ending(lease: Lease) -> str:

@@ -40,7 +40,7 @@ from isthmus.leasing.acting import Acting
 from isthmus.leasing.books import Books, Held
 from isthmus.leasing.consenting import Consenting
 from isthmus.leasing.control import NodeControl
-from isthmus.leasing.explaining import Explanation, explain_lease, explain_request
+from isthmus.leasing.explaining import Explanation, explain_lease, explain_request, without_others
 from isthmus.leasing.functions import sum_by_name
 from isthmus.leasing.granting import Granting
 from isthmus.leasing.inventory import Inventory
@@ -269,11 +269,14 @@ class Leasing:
 
     def lease(self, principal: Principal, lease_id: LeaseId) -> Lease:
         """Raises NotFoundError also for other tenants' leases: their existence is nobody's business."""
-        held = self._books.open.get(lease_id)
-        lease = held.lease if held is not None else self._ledger.lease(lease_id)
+        lease = self._find(lease_id)
         if lease is None or not _sees(principal, lease):
             raise NotFoundError(f"no lease {lease_id}; `isthmus leases --ended` lists yours")
         return lease
+
+    def _find(self, lease_id: LeaseId) -> Lease | None:
+        held = self._books.open.get(lease_id)
+        return held.lease if held is not None else self._ledger.lease(lease_id)
 
     def nodes(self) -> list[Node]:
         return self._inventory.nodes(self._clock.monotonic())
@@ -281,16 +284,23 @@ class Leasing:
     def explain(self, principal: Principal, subject: str) -> Explanation:
         """Why a request (`rq_...`) or a lease (`ls_...`) came out as it did. Raises NotFoundError."""
         if subject.startswith("rq_"):
-            decisions = list(self._ledger.decisions(RequestId(subject)))
+            decisions = self._decisions(principal, RequestId(subject))
             if not decisions or not _sees_tenant(principal, decisions[0].demand.tenant):
                 raise NotFoundError(f"no request {subject}; refusals name theirs")
             return explain_request(decisions)
         lease = self.lease(principal, LeaseId(subject))
         request = self._ledger.request_of(lease.lease)
-        decisions = list(self._ledger.decisions(request)) if request else []
+        decisions = self._decisions(principal, request) if request else []
         if not decisions:
             raise NotFoundError(f"the decision on lease {subject} is older than leasing.history_s")
         return explain_lease(lease, decisions, self._ledger.transitions(lease.lease))
+
+    def _decisions(self, principal: Principal, request: RequestId) -> list[Logged]:
+        """What was decided on a request, as the principal may see it."""
+        decisions = list(self._ledger.decisions(request))
+        if principal.role in ("admin", "operator"):
+            return decisions
+        return [without_others(logged, self._find) for logged in decisions]
 
     def dry_run(
         self,

@@ -86,8 +86,27 @@ async def test_a_lender_gets_its_guarantee_back_and_the_reason_can_be_read(room:
     assert ended[borrowed] is EndReason.EVICTED
     words = "\n".join(room.leasing.explain(ALICE, reply.grants[0].lease).words)
     assert "1 borrowing leases are asked to leave" in words
-    assert f"Asked to leave for it: {borrowed}." in words
+    assert borrowed not in words
+    told = "\n".join(room.leasing.explain(ADMIN, reply.grants[0].lease).words)
+    assert f"Asked to leave for it: {borrowed}." in told
     assert "Fair share: alice holds 0.00% of the site's cores" in words
+
+
+@in_a_room()
+async def test_who_else_waits_is_told_to_operators_only(room: Room) -> None:
+    held = await _hold(room, ADMIN)
+    waiting = [asyncio.ensure_future(room.leasing.request(BOB, _four()))]
+    await room.clock.sleep(0.01)
+    waiting.append(asyncio.ensure_future(room.leasing.request(ALICE, _four())))
+    await room.clock.sleep(0.01)
+    await room.leasing.release(ADMIN, held)
+    lease = (await waiting[0]).grants[0].lease
+    await room.leasing.release(BOB, lease)
+    lease = (await waiting[1]).grants[0].lease
+    request = room.leasing.explain(ALICE, lease).request
+    for subject in (lease, request):
+        assert "it waits bob" in "\n".join(room.leasing.explain(ADMIN, subject).words)
+        assert "bob" not in repr(room.leasing.explain(ALICE, subject))
 
 
 @in_a_room(policies=GUARANTEED)
