@@ -8,9 +8,20 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from isthmus.core.api import LeaseRequest
 from isthmus.core.errors import IsthmusError, SiteUnavailableError
 from isthmus.core.ids import ExecutorId, LeaseId, NodeId, TenantId
-from isthmus.core.model import EndReason, Enforcement, ExecutorInfo, Node, Principal, Quota, Usage
+from isthmus.core.model import (
+    EndReason,
+    Enforcement,
+    ExecutorInfo,
+    LeaseState,
+    Node,
+    Principal,
+    Quota,
+    Resources,
+    Usage,
+)
 from isthmus.core.settings import LeasingSettings, PoolSettings
 from isthmus.leasing import Leasing, Ledger
 from isthmus.node.messages import (
@@ -47,6 +58,8 @@ SETTINGS = LeasingSettings(
 ALICE = Principal(tenant=TenantId("alice"))
 BOB = Principal(tenant=TenantId("bob"))
 ADMIN = Principal(tenant=TenantId("ops"), role="admin")
+ONE = LeaseRequest(resources=Resources(cores=1))
+FOUR = LeaseRequest(resources=Resources(cores=4))
 
 
 class ObedientAgents:
@@ -211,3 +224,26 @@ async def _tell(
 
 def limited(**quota: int) -> Principal:
     return Principal(tenant=TenantId("alice"), quota=Quota(**quota))
+
+
+def patient(request: LeaseRequest, wait_s: float = 30.0, **changes: object) -> LeaseRequest:
+    """The same request, changed, of somebody who waits."""
+    fields = {field: getattr(request, field) for field in request.__struct_fields__}
+    return LeaseRequest(**{**fields, "wait_s": wait_s, **changes})
+
+
+async def granted(room: Room, who: Principal = ALICE, request: LeaseRequest = ONE) -> LeaseId:
+    return (await room.leasing.request(who, request)).grants[0].lease
+
+
+def end_of(room: Room, lease: LeaseId) -> tuple[LeaseState, EndReason | None]:
+    found = room.leasing.lease(ADMIN, lease)
+    return found.state, found.end_reason
+
+
+def running_lease(room: Room, lease: LeaseId) -> RunningLease:
+    """What an agent says of a lease that runs on it."""
+    known = room.agents.running.get(lease)
+    return RunningLease(
+        lease=lease, executors=(known,) if known else (), deadline_s=room.clock.now() + 30.0, usage=Usage()
+    )
