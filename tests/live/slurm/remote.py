@@ -48,5 +48,5 @@ def where_harvested() -> dict[str, str]:
 @isthmus.function(
     lease_class=isthmus.LeaseClass.HARVESTED, resources=isthmus.Resources(cores=1, memory="256MiB")
 )
-def slow_square_harvested(number: int, path: str, duration_s: float) -> int:
-    return slow_square(number, path, duration_s)
+def slow_at_first_harvested(number: int, path: str) -> int:
+    return slow_at_first(number, path)

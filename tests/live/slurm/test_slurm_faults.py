@@ -32,7 +32,7 @@ def test_an_urgent_batch_job_takes_an_elastic_lease_and_its_call_runs_again_unch
 ):
     marks = tmp_path / "marks"
     with open_site(**SCAVENGE) as site, connected(site) as isthmus_site:
-        future = isthmus_site.submit(remote.slow_square, 7, str(marks), 3.0)
+        future = isthmus_site.submit(remote.slow_at_first, 7, str(marks))
         wait_for(lambda: jobs_seen(marks))
         node = cluster.run("squeue", "-h", "-j", jobs_seen(marks)[0], "-o", "%N").strip()
         batch_job("sleep 60", "-p", "urgent", "-w", node, "--exclusive", "-N1")
@@ -55,7 +55,7 @@ def test_a_reserved_lease_is_drawn_from_the_partition_that_nobody_preempts(clust
 def test_an_outsiders_scancel_evicts_with_slurms_reason_and_the_call_runs_again(cluster, open_site, tmp_path):
     marks = tmp_path / "marks"
     with open_site() as site, connected(site) as isthmus_site:
-        future = isthmus_site.submit(remote.slow_square, 5, str(marks), 2.0)
+        future = isthmus_site.submit(remote.slow_at_first, 5, str(marks))
         wait_for(lambda: jobs_seen(marks))
         cluster.run("scancel", jobs_seen(marks)[0])
         assert future.result(timeout_s=30) == 25

@@ -29,8 +29,8 @@ def test_a_lease_is_a_batch_job_and_its_call_moves_on_when_somebody_cancels_it(
 ):
     marks = tmp_path / "marks"
     with open_site(**by_rest) as site, connected(site) as isthmus_site:
-        future = isthmus_site.submit(remote.slow_square, 5, str(marks), 2.0)
-        wait_for(marks.exists)
+        future = isthmus_site.submit(remote.slow_at_first, 5, str(marks))
+        wait_for(lambda: marks.exists() and marks.read_text().split())
         (job,) = marks.read_text().split()
         assert cluster.our_jobs() == [int(job)]
         cluster.run("scancel", job)
