@@ -7,7 +7,8 @@ import pytest
 
 from isthmus.core.errors import NoCapacityError
 from tests.live.slurm import remote
-from tests.live.slurm.conftest import connected, wait_for
+from tests.live.slurm.conftest import connected
+from tests.live.slurm.waiting import wait_for
 
 PATIENT_S = 90.0  # harvested code runs when nobody else wants the cores, other tests among them
 
@@ -37,9 +38,9 @@ def free_cores(site, job):
 
 @pytest.fixture(autouse=True)
 def nothing_is_left():
+    before = set(Path("/tmp").glob("isthmus-lent-*"))
     yield
-    left = list(Path("/tmp").glob("isthmus-lent-*"))
-    assert [path for path in left if not (path / "agent.lock").exists()] == []
+    wait_for(lambda: not set(Path("/tmp").glob("isthmus-lent-*")) - before)
 
 
 def test_a_function_runs_on_the_idle_core_of_a_batch_job_at_idle_class(open_site, batch_job, tmp_path):
@@ -59,7 +60,7 @@ def test_its_node_goes_with_the_job_and_calls_there_run_again_elsewhere(
     with open_site() as site, connected(site) as isthmus_site:
         first = batch_job(lending(tmp_path / "state", "sleep 300"), "-c1", "--mem=1G")
         wait_for(lambda: free_cores(site, first) == 1, PATIENT_S)
-        future = isthmus_site.submit(remote.slow_square_harvested, 6, str(marks), 5.0)
+        future = isthmus_site.submit(remote.slow_at_first_harvested, 6, str(marks))
         wait_for(lambda: marks.exists() and marks.read_text().split(), PATIENT_S)
         second = batch_job(lending(tmp_path / "state", "sleep 300"), "-c1", "--mem=1G")
         wait_for(lambda: free_cores(site, second) == 1, PATIENT_S)
@@ -79,7 +80,7 @@ def test_an_owner_that_needs_its_memory_has_it_back_and_the_call_runs_again_else
         waking = lending(tmp_path / "state", f"until [ -e {wake} ]; do sleep 0.1; done", grow)
         owner = batch_job(waking, "-c1", "--mem=1G")
         wait_for(lambda: free_cores(site, owner) == 1, PATIENT_S)
-        future = isthmus_site.submit(remote.slow_square_harvested, 7, str(marks), 4.0)
+        future = isthmus_site.submit(remote.slow_at_first_harvested, 7, str(marks))
         wait_for(lambda: marks.exists() and marks.read_text().split(), PATIENT_S)
         other = batch_job(lending(tmp_path / "state", "sleep 300"), "-c1", "--mem=1G")
         wait_for(lambda: free_cores(site, other) == 1, PATIENT_S)
