@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import time
 
 import msgspec
 import pytest
@@ -97,7 +98,7 @@ def test_a_program_runs_in_a_job_that_is_ours_until_it_is_cancelled(settings_of,
         (job,) = [job for job in await client.jobs() if allocation_of(job, "5173") == request.allocation]
         assert (job.job, job.node, job.state, job.cores) == (number, "n2", "RUNNING", 2)
         assert job.memory_bytes == 100 << 20
-        assert 300 < job.ends_s - asyncio.get_running_loop().time() < float("inf")
+        assert 300 < job.ends_s - time.time() <= 660
         (held,) = [use for use in await client.nodes() if use.node == "n2"]
         assert held.cores_held >= 2
         log = tmp_path / "logs" / "program.log"
