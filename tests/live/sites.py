@@ -12,6 +12,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.live.processes import descendants, running_below
+
 READY_TIMEOUT_S = 60.0
 
 
@@ -37,11 +39,10 @@ class RunningSite:
 
     def is_running(self, name: bytes) -> bool:
         """Whether a process of that name descends from it."""
-        commands = (Path(f"/proc/{pid}/cmdline") for pid in self.descendants())
-        return any(command.read_bytes().startswith(name) for command in commands if command.exists())
+        return bool(running_below(self.process.pid, name))
 
     def descendants(self) -> list[int]:
-        return _descendants(self.process.pid)
+        return descendants(self.process.pid)
 
 
 @contextlib.contextmanager
@@ -106,11 +107,3 @@ def _alive(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-def _descendants(pid: int) -> list[int]:
-    try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-    return children + [grandchild for child in children for grandchild in _descendants(child)]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+from tests.live.processes import running_below
 from tests.live.slurm.waiting import free_ports, wait_for
 
 MISSING = "no sshd here: apt-get install openssh-server"
@@ -64,28 +65,12 @@ class LoginNode:
 
     def cut(self) -> None:
         """End all connections, as a broken network would: what runs in them does not hear of it."""
-        for pid in _descendants(self._process.pid):
-            if _is(pid, b"sshd"):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in running_below(self._process.pid, b"sshd"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def has_child(self, name: bytes) -> bool:
         return self.count_children(name) > 0
 
     def count_children(self, name: bytes) -> int:
-        return sum(_is(pid, name) for pid in _descendants(self._process.pid))
-
-
-def _descendants(pid: int) -> list[int]:
-    try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-    return children + [grandchild for child in children for grandchild in _descendants(child)]
-
-
-def _is(pid: int, name: bytes) -> bool:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(name)
-    except OSError:
-        return False
+        return len(running_below(self._process.pid, name))
