@@ -113,11 +113,26 @@ BAD = {
         4,
         "already defined in line 1",
     ),
+    "unknown key of fair": ("[fair]\nhalf_live_h = 1\n", 2, "unknown field `half_live_h`"),
+    "negative half-life": ("\n[fair]\nhalf_life_h = -1\n", 3, ">= 0"),
+    "no weight": ("[tenants.a]\nweight = 0\n", 2, "> 0.0"),
+    "unknown term": ("[tenants.a]\nlend = true\n[tenants.b]\nlends = true\n", 4, "unknown field `lends`"),
+    "bad guarantee": ("[tenants.a]\nguarantee = { cores = -1 }\n", 2, ">= 0"),
+    "bad memory": ("[tenants.a]\nguarantee = { memory = 'lots' }\n", 2, "not a size"),
+    "no table": ("tenants = 3\n", 1, "write each tenant as"),
+    "job in deny": (DENY + "when = 'job.cores > 1'\n", 4, "cannot read job"),
+    "request in harvest": (
+        RULE + "then = 'harvest'\nwhen = 'request.cores > 1'\n",
+        4,
+        "cannot read request; it reads clock, job, signal",
+    ),
+    "core-hours of a pool": (RULE + "then = 'cap'\ncore_hours = 1\nper = 'pool'\n", 3, "per tenant"),
+    "endless window": (RULE + "then = 'cap'\ncore_hours = 1\nwindow_h = 9999\n", 5, "<= 744"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_rule_is_refused_with_its_file_and_line(case: str) -> None:
+def test_a_bad_rule_or_term_is_refused_with_its_file_and_line(case: str) -> None:
     text, line, words = BAD[case]
     with pytest.raises(PolicyError, match=words) as caught:
         load_policies(text, "/etc/isthmus/policy.toml")
@@ -141,30 +156,3 @@ def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
 def test_any_condition_is_compiled_or_refused(condition: str) -> None:
     quoted = condition.replace("\\", "").replace('"', "").replace("\n", " ")
     assert _refusal(f'[[rule]]\nname = "x"\nthen = "deny"\nwhen = "{quoted}"\n').startswith("policy.toml:")
-
-
-BAD_TABLES = {
-    "unknown key of fair": ("[fair]\nhalf_live_h = 1\n", 2, "unknown field `half_live_h`"),
-    "negative half-life": ("\n[fair]\nhalf_life_h = -1\n", 3, ">= 0"),
-    "no weight": ("[tenants.a]\nweight = 0\n", 2, "> 0.0"),
-    "unknown term": ("[tenants.a]\nlend = true\n[tenants.b]\nlends = true\n", 4, "unknown field `lends`"),
-    "bad guarantee": ("[tenants.a]\nguarantee = { cores = -1 }\n", 2, ">= 0"),
-    "bad memory": ("[tenants.a]\nguarantee = { memory = 'lots' }\n", 2, "not a size"),
-    "no table": ("tenants = 3\n", 1, "write each tenant as"),
-    "job in deny": (DENY + "when = 'job.cores > 1'\n", 4, "cannot read job"),
-    "request in harvest": (
-        RULE + "then = 'harvest'\nwhen = 'request.cores > 1'\n",
-        4,
-        "cannot read request; it reads clock, job, signal",
-    ),
-    "core-hours of a pool": (RULE + "then = 'cap'\ncore_hours = 1\nper = 'pool'\n", 3, "per tenant"),
-    "endless window": (RULE + "then = 'cap'\ncore_hours = 1\nwindow_h = 9999\n", 5, "<= 744"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_TABLES)
-def test_bad_terms_and_misplaced_variables_are_refused_with_their_line(case: str) -> None:
-    text, line, words = BAD_TABLES[case]
-    with pytest.raises(PolicyError, match=words) as caught:
-        load_policies(text)
-    assert str(caught.value).startswith(f"policy.toml:{line}: ")
