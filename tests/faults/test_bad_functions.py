@@ -161,36 +161,6 @@ def test_a_resisting_function_does_not_hold_up_the_close(site: isthmus.Site, tmp
     assert time.monotonic() - start_s < 2 * GOING_S
 
 
-@isthmus.function(timeout_s=0.5)
-def spin() -> None:
-    while True:
-        pass
-
-
-def test_a_spinning_function_is_interrupted_at_its_timeout(site: isthmus.Site) -> None:
-    with pytest.raises(isthmus.CallTimeoutError):
-        site.submit(spin).result(timeout_s=SOON_S)
-    assert site.submit(add, 1, 2).result(timeout_s=SOON_S) == 3
-
-
-def spin_and_say_how_it_ends(mark: str, end: str) -> None:
-    Path(mark).touch()
-    try:
-        while True:
-            pass
-    finally:
-        Path(end).touch()
-
-
-def test_a_spinning_function_that_is_cancelled_cleans_up(site: isthmus.Site, tmp_path: Path) -> None:
-    mark, end = tmp_path / "mark", tmp_path / "end"
-    future = site.submit(spin_and_say_how_it_ends, str(mark), str(end))
-    census.wait_until(mark.exists, SOON_S, "the call runs")
-    assert future.cancel()
-    census.wait_until(end.exists, SOON_S, "its `finally` ran")
-    assert site.submit(add, 1, 2).result(timeout_s=SOON_S) == 3
-
-
 def hide_in_c() -> None:
     """Blocks every signal in a way that no Python handler can run."""
     libc = ctypes.PyDLL(None)  # holds the GIL
