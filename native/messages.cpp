@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 #include <optional>
+#include <utility>
 
 #include "engine.hpp"
 
@@ -445,10 +446,10 @@ std::int32_t Engine::run_metered(NativeFunction& function, Bytes arguments,
     const Meter& meter = function.meter;
     const bool timed = function.untimed == 0 || function.usual_ns > native_brief_ns;
     const std::uint64_t start_ns = timed ? now_ns() : checked_ns_;
-    if (meter.running != nullptr) *meter.running = 1;
+    const std::uint64_t outer = meter.running != nullptr ? std::exchange(*meter.running, 1) : 0;
     const std::int32_t code =
         function.symbol(arguments.data(), arguments.size(), function.result.data(), &result_bytes);
-    if (meter.running != nullptr) *meter.running = 0;
+    if (meter.running != nullptr) *meter.running = outer;  // other code may run around this progress
     if (timed) function.usual_ns = now_ns() - start_ns;
     function.untimed = timed ? native_untimed : function.untimed - 1;
     if (meter.row == nullptr) return code;

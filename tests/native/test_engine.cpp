@@ -168,13 +168,15 @@ void native_functions_are_metered(const isthmus::UcxLibrary& ucx) {
     pair.b.define(*pair.end_b, 3, reverse, 8, {.row = &row, .running = &running});
     constexpr std::uint64_t calls = 40;
     for (std::uint64_t call = 1; call <= calls; ++call) {
+        running = call % 2;  // 1: other code runs around the progress that serves the call
         CHECK(send(pair.a, *pair.end_a, call, bytes_of(call == calls ? "too long for it" : "short")) ==
               SendStatus::sent);
         CHECK(wait(call == calls ? pair.b : pair.a, call == calls ? pair.a : pair.b) != Outcome::nothing);
         Message answer;
         if (call < calls) CHECK(pair.a.take(answer));
+        CHECK(running == call % 2);
     }
-    CHECK(row.calls == calls && row.errors == 1 && running == 0);
+    CHECK(row.calls == calls && row.errors == 1);
     CHECK(row.busy_ns > 0 && row.last_ns != 0 && row.last_ns <= isthmus::now_ns());
 }
 

@@ -42,9 +42,11 @@ class NativeFunction:
             return self.answer(call)
         row, running = self._meter
         started_ns = time.monotonic_ns()
-        running[0] = 1
-        kind, encoded = self.answer(call)
-        running[0] = 0
+        outer, running[0] = running[0], 1
+        try:
+            kind, encoded = self.answer(call)
+        finally:
+            running[0] = outer  # other code may run around this poll
         ended_ns = time.monotonic_ns()
         row[0] += 1
         row[1] += kind == Kind.ERROR
