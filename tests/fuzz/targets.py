@@ -8,7 +8,7 @@ from isthmus.core.errors import CodecError, FrameError, TokenError
 from isthmus.core.ids import LeaseId
 from isthmus.core.tokens import verify
 from isthmus.fabric import bootstrap, codec
-from isthmus.fabric.frames import unpack_handshake, unpack_header
+from isthmus.fabric.frames import DATA_BYTES_MAX, unpack_handshake, unpack_header
 from isthmus.fabric.streams import Ends, _Arriving
 from isthmus.node import messages
 
@@ -49,7 +49,7 @@ def message(data: bytes) -> None:
 
 def stream(data: bytes) -> None:
     """Frames on a stream; sizes are cut so that no input asks for terabytes."""
-    arriving = _Arriving(Ends(1, 1, 1, 1))
+    arriving = _Arriving(Ends(1, 1, 1, 1), DATA_BYTES_MAX)
     try:
         arriving.feed(memoryview(data))
     except FrameError:

@@ -309,7 +309,7 @@ class FrameStream:
 class _Arriving:
     """Cuts a stream of bytes into frames. Holds at most one incomplete frame."""
 
-    def __init__(self, ends: Ends, data_bytes_max: int = DATA_BYTES_MAX) -> None:
+    def __init__(self, ends: Ends, data_bytes_max: int) -> None:
         self._data_bytes_max = data_bytes_max
         self.frames: list[Frame] = []
         self.dropped_frames = 0
