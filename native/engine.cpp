@@ -233,23 +233,13 @@ Outcome Engine::look() {
         }
         const Channel* channel = find(awaited_.channel_id);
         if (channel == nullptr || !channel->alive.load(std::memory_order_relaxed)) return Outcome::lost;
-    } else if (!inbox_.empty() && !holds_back()) {
+    } else if (!inbox_.empty()) {
         return Outcome::message;
     }
     if (has_native_failures_.load(std::memory_order_relaxed)) return Outcome::attention;
     if (wake_wanted_.load(std::memory_order_relaxed)) return Outcome::woken;
     if (!awaited_.active && turns_wanted.load(std::memory_order_relaxed) != 0) return Outcome::woken;
     return Outcome::nothing;
-}
-
-// A CALL waits until what was answered before it has left: the code it runs makes no progress here, and if
-// that code kills this process, the caller must know which calls had ended.
-bool Engine::holds_back() {
-    const FrameHeader& header = inbox_.front().header;
-    if (header.kind != Kind::call) return false;
-    const Channel* channel = find(header.channel_id);
-    return channel != nullptr && channel->sends_outstanding != 0 &&
-           channel->alive.load(std::memory_order_relaxed);
 }
 
 bool Engine::has_unsent(const Channel& channel) {
@@ -367,7 +357,7 @@ void Engine::check_descriptors(int timeout_ms) {
 
 bool Engine::take(Message& message) {
     const std::lock_guard guard(lock_);
-    if (inbox_.empty() || holds_back()) return false;
+    if (inbox_.empty()) return false;
     message = std::move(inbox_.front());
     inbox_.pop();
     return true;

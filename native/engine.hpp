@@ -171,7 +171,6 @@ class Engine {
     void lock_outside();
     void await(const Channel& channel, std::uint64_t call_id);
     Outcome look();
-    bool holds_back();
     Outcome progress();
     Outcome spin_rounds();
     void make_room();

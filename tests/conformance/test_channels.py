@@ -1,5 +1,6 @@
 """What every channel promises: whole frames, in order, none lost. One suite for all domains."""
 
+import contextlib
 import signal
 import subprocess
 import threading
@@ -11,7 +12,7 @@ import pytest
 
 from isthmus.core.errors import FabricError, FunctionLoadError, PeerLostError
 from isthmus.fabric import open_domain
-from isthmus.fabric.channels import Channel, Domain, Frame
+from isthmus.fabric.channels import Channel, Domain, Frame, Meter
 from isthmus.fabric.codec import decode_error
 from isthmus.fabric.frames import Flag, Kind
 from tests.conformance.channel_pairs import (
@@ -155,9 +156,10 @@ def test_a_full_channel_refuses_and_loses_nothing(link: tuple[Domain, Channel]) 
     assert all(bytes(frame.data or b"") == bytes(4 * KIB) for frame in answers[1:])
 
 
-def test_a_call_waits_until_the_answers_before_it_have_left(pair: Pair, tmp_path: Path) -> None:
-    """Code that runs makes no progress: an answer that waits here would wait for its end, or die with it."""
-    address = "tcp://127.0.0.1:0" if pair.scheme == "tcp" else f"unix:{tmp_path}/socket"
+@contextlib.contextmanager
+def linked(pair: Pair, directory: Path) -> Iterator[tuple[Domain, Channel, Domain, Channel]]:
+    """Both ends of a channel in this process; frames flow only while the test polls."""
+    address = "tcp://127.0.0.1:0" if pair.scheme == "tcp" else f"unix:{directory}/socket"
     with transports(pair.scheme):
         client, server = open_domain(pair.client), open_domain(pair.server)
     heard: list[Frame | None] = []
@@ -171,28 +173,41 @@ def test_a_call_waits_until_the_answers_before_it_have_left(pair: Pair, tmp_path
             assert client.poll(0.01) is None
         answerer = server.channel(heard[0].channel_id) if heard[0] is not None else None
         assert answerer is not None
-        answers = 0
-        while not answerer.unsent:
-            assert answerer.send(Kind.RESULT, 1, 0, b"answer" * 20), "full before anything is unsent"
-            answers += 1
-            assert answers < FULL_FRAMES_MAX, "nothing ever waits"
-        assert caller.send(Kind.CALL, 2, Act.ECHO, b"")
-        early = server.poll(0.2)
-        if pair.scheme == "rdma" and early is not None:  # the device brings answers that nobody takes yet
-            heard.append(early)
-        else:
-            assert early is None
-            listener = threading.Thread(target=lambda: heard.append(server.poll(20.0)))
-            listener.start()
-        assert len(receive(client, answers)) == answers
-        listener.join()
-        assert heard[1] is not None
-        assert (heard[1].kind, heard[1].call_id, answerer.unsent) == (Kind.CALL, 2, False)
+        yield client, caller, server, answerer
     finally:
         if listener.ident is not None:
             listener.join()
         client.close()
         server.close()
+
+
+def receive_while_polling(other: Domain, domain: Domain, count: int) -> list[Frame]:
+    """As `receive`, with the sender in this process too."""
+    frames: list[Frame] = []
+    deadline_s = time.monotonic() + 20
+    while len(frames) < count:
+        assert time.monotonic() < deadline_s, f"{len(frames)} of {count} frames within 20 s"
+        assert other.poll(0.0) is None
+        frames += [frame for frame in (domain.poll(0.001),) if frame is not None]
+    return frames
+
+
+def test_answers_that_have_not_left_hold_no_frame_back(pair: Pair, tmp_path: Path) -> None:
+    """Whether a call may begin before they have is for those who run it to say: `unsent` tells."""
+    with linked(pair, tmp_path) as (client, caller, server, answerer):
+        answers = 0
+        while not answerer.unsent:
+            assert answerer.send(Kind.YIELD, 1, 0, b"answer" * 20), "full before anything is unsent"
+            answers += 1
+            assert answers < FULL_FRAMES_MAX, "nothing ever waits"
+        assert caller.send(Kind.CALL, 2, Act.ECHO, b"")
+        caller.send_urgent(Kind.CANCEL, 1)
+        came = receive(server, 2)
+        assert {(frame.kind, frame.call_id) for frame in came} == {(Kind.CALL, 2), (Kind.CANCEL, 1)}
+        assert answerer.unsent or pair.scheme == "rdma"  # the device brings answers that nobody takes yet
+        assert len(receive_while_polling(server, client, answers)) == answers
+        assert server.poll(0.01) is None
+        assert not answerer.unsent
 
 
 def test_urgent_frames_overtake_what_is_queued(link: tuple[Domain, Channel]) -> None:
@@ -394,6 +409,23 @@ def test_a_native_function_answers_calls(link: tuple[Domain, Channel], library: 
     assert frame is not None
     assert frame.kind == Kind.ERROR
     assert "returned error code 7" in str(decode_error(frame.meta, frame.data))
+
+
+@pytest.mark.parametrize("outer", [0, 1])
+def test_a_native_call_leaves_the_running_word_as_it_found_it(
+    pair: Pair, tmp_path: Path, library: str, outer: int
+) -> None:
+    """It may be served by a poll that a signal handler makes while other code runs."""
+    row, running = memoryview(bytearray(32)).cast("Q"), memoryview(bytearray(8)).cast("Q")
+    with linked(pair, tmp_path) as (client, caller, server, answerer):
+        server.define_native(answerer.id, 100, library, "reverse", 8, Meter(row, running))
+        running[0] = outer
+        for call_id, arguments in ((2, b"abc"), (3, b"too long for it")):
+            assert caller.send(Kind.CALL, call_id, 100, arguments)
+        kinds = [frame.kind for frame in receive_while_polling(server, client, 2)]
+        assert kinds == [Kind.RESULT, Kind.ERROR]
+        assert list(row[:2]) == [2, 1]
+        assert running[0] == outer
 
 
 def test_a_missing_native_function_is_named(pair: Pair, peers: Peers, library: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -231,20 +232,30 @@ int32_t twice(const void *in, uint64_t in_bytes, void *out, uint64_t *out_bytes)
 """
 
 
-@pytest.mark.parametrize("domain", ["auto", "sockets"])
-def test_a_native_symbol_answers_also_calls_that_came_with_its_definition(
-    site: Site, lease: str, tmp_path: Path, domain: str
-) -> None:
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler")
-    (tmp_path / "twice.c").write_text(TWICE)
-    library = str(tmp_path / "twice.so")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "twice.c"], check=True)
+    directory = tmp_path_factory.mktemp("library")
+    (directory / "twice.c").write_text(TWICE)
+    target = str(directory / "twice.so")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", target, directory / "twice.c"], check=True)
+    return target
+
+
+def define_twice(client: Client, library: str) -> int:
+    return client.define(
+        None, name="twice", kind="native", library=library, symbol="twice", result_bytes_max=8
+    )
+
+
+@pytest.mark.parametrize("domain", ["auto", "sockets"])
+def test_a_native_symbol_answers_also_calls_that_came_with_its_definition(
+    site: Site, lease: str, library: str, domain: str
+) -> None:
     with Client(start_lease_address[lease], lease, domain) as client:
-        function = client.define(
-            None, name="twice", kind="native", library=library, symbol="twice", result_bytes_max=8
-        )
+        function = define_twice(client, library)
         for call in range(10**6, 10**6 + 5):
             client.send(Kind.CALL, call, function, b"abc", [])
         answers = [client.frame(call) for call in range(10**6, 10**6 + 5)]
@@ -295,6 +306,23 @@ def test_a_running_call_is_interrupted(client: Client, function: object, reason:
         client.result(call)
     assert time.monotonic() - started_s < 2
     assert client.result(after) == "next"
+
+
+@pytest.mark.parametrize("domain", ["auto", "sockets"])
+def test_a_call_stays_interruptible_when_a_native_call_is_served_meanwhile(
+    lease: str, library: str, domain: str
+) -> None:
+    with Client(start_lease_address[lease], lease, domain) as client:
+        client.call(client.define(_nothing))  # imports this module there
+        twice = define_twice(client, library)
+        call = client.start(client.define(_spin))
+        _await_running(client)
+        client.send(Kind.CALL, 10**6, twice, b"abc", [])
+        client.cancel(10**7)  # of no call; but what is urgent has the executor read all that came
+        assert bytes(client.frame(10**6).meta) == b"abcabc"
+        client.cancel(call)
+        with pytest.raises(CallCancelledError, match="while it ran"):
+            client.result(call, 5.0)
 
 
 def _await_running(client: Client) -> None:
@@ -549,3 +577,33 @@ def test_a_function_that_ends_its_process_ends_the_lease_with_the_reason(
     died = site.wait_report(ExecutorEnded, lease=name)
     assert (died.reason, died.detail) == (EndReason.EXITED, detail)
     assert ended(site, name).reason == EndReason.EXITED
+
+
+@pytest.mark.parametrize("domain", ["auto", "sockets"])
+def test_a_call_that_kills_the_executor_begins_when_the_answers_before_it_have_left(
+    site: Site, tmp_path: Path, domain: str
+) -> None:
+    """Its client knows which calls had ended and need not run again. Other clients do not wait with it."""
+    name, mark = f"ls_{next(_numbers)}", tmp_path / "mark"
+    address = start_lease(site, name).address
+    items, words = (400, b"i" * 100) if domain == "auto" else (1000, b"i" * 2000)
+
+    def many() -> Iterator[bytes]:
+        for _ in range(items):
+            yield words
+
+    def die() -> None:
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with Client(address, name, domain) as client, Client(address, name, domain) as other:
+        assert other.call(other.define(_nothing)) is None
+        answered = client.start(client.define(many), credits=2 * items)
+        killed = client.start(client.define(die))
+        assert [other.call(other.define(_nothing)) for _ in range(3)] == [None] * 3
+        assert not mark.exists(), "nothing was unsent, or the call did not wait"
+        frames = [client.frame(answered) for _ in range(items + 1)]
+        assert [frame.kind for frame in frames] == [Kind.YIELD] * items + [Kind.RESULT]
+        assert client.frame(killed).kind == Kind.LOST
+        assert mark.exists()
+    assert ended(site, name).reason == EndReason.KILLED

@@ -133,7 +133,6 @@ class Domain(Protocol):
 
         Spins for up to spin_s, then sleeps on file descriptors. A channel's death arrives as Kind.LOST, once,
         after every frame that arrived before it; a new accepted channel just starts to deliver frames.
-        A CALL is held back while its channel has something `unsent`: what it runs would keep that here.
         """
         ...
 

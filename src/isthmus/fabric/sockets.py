@@ -61,7 +61,7 @@ class SocketChannel:
 
     @property
     def unsent(self) -> bool:
-        return self.alive and self.stream.backlog
+        return self.stream.backlog and self.alive
 
     def has_ended(self) -> bool:
         return self.stream.has_ended()
@@ -224,13 +224,13 @@ class SocketDomain:
     # progress -----------------------------------------------------------------------------------------------
     def poll(self, timeout_s: float, spin_s: float = 0.0) -> Frame | None:
         self.check()
-        if not self._has_frame() and self._take_turn(timeout_s):
+        if not self._inbox and self._take_turn(timeout_s):
             try:
                 self._drive(time.monotonic() + timeout_s, spin_s)
             finally:
                 self._end_turn()
         try:
-            return self._inbox.popleft() if self._has_frame() else None
+            return self._inbox.popleft()
         except IndexError:
             return None
 
@@ -314,19 +314,10 @@ class SocketDomain:
     def _has_come(self) -> bool:
         if self._awaited is not None:
             return self._answer is not None or self._awaited[0] not in self._channels
-        if self._has_frame():
+        if self._inbox:
             return True
         woken, self._woken = self._woken, False
         return woken or bool(self._unusable)
-
-    def _has_frame(self) -> bool:
-        """A CALL waits until what was answered before it has left."""
-        try:
-            first = self._inbox[0]
-        except IndexError:
-            return False
-        channel = self._channels.get(first.channel_id) if first.kind == Kind.CALL else None
-        return channel is None or not channel.unsent
 
     def _progress(self, timeout_s: float) -> None:
         """Carry out what the kernel has for us, waiting at most timeout_s for the first of it."""

@@ -59,8 +59,8 @@ class Cancels:
         self.calls: OrderedDict[tuple[int, int], tuple[Reason | None, float]] = OrderedDict()
 
     def queue(self, channel_id: int, call_id: int, deadline_ns: int) -> None:
-        """A call with a deadline waits behind another one."""
-        self.calls[channel_id, call_id] = None, time.monotonic() + deadline_ns / 1e9
+        """A call with a deadline waits. What is known of it already stays: its deadline, or its CANCEL."""
+        self.calls.setdefault((channel_id, call_id), (None, time.monotonic() + deadline_ns / 1e9))
 
     def put(self, channel_id: int, call_id: int, reason: Reason, queued: bool) -> None:
         until_s = math.inf if queued else time.monotonic() + _OVERTAKEN_S

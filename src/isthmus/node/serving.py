@@ -2,7 +2,8 @@
 
 Invariant: every admitted CALL gets exactly one RESULT, ERROR or REFUSED, unless its client is gone or this
 process dies. User code runs in the main thread only, and only while the page's `running` word is 1: that word
-is what allows the signal handler to raise in it.
+is what allows the signal handler to raise in it. A call begins when the answers to its client have left: it
+makes no progress, and if it ends the process, the client must know which calls had ended.
 
 The path of a plain function is written out in `_call` without indirection: what stands between `poll` and
 `send` is what isthmus adds to a call.
@@ -40,7 +41,7 @@ from isthmus.node.streams import Items, Window, send_all
 
 IDLE_S = 3600.0  # one sleep of an idle executor; anything that matters wakes it
 _LONG_CALL_NS = 1_000_000  # after a call this long, cancels are read before the next call
-_UNSENT_POLL_S = 0.001  # between two looks whether answers have left
+_UNSENT_POLL_S = 20e-6, 0.05  # first and longest sleep until the next look whether answers have left
 
 _CALL, _RESULT, _ERROR = int(Kind.CALL), int(Kind.RESULT), int(Kind.ERROR)
 
@@ -83,15 +84,36 @@ class Server:
         raise Terminated
 
     def _next_kept(self) -> Frame | None:
-        """The oldest frame that came during a call; a CALL only when the answers before it have left."""
-        frame = self._inbox[0]
-        client = self._by_channel.get(frame.channel_id) if frame.kind == _CALL else None
-        if client is None or not client.channel.unsent:
-            return self._inbox.popleft()
-        came = self._domain.poll(_UNSENT_POLL_S)
-        if came is not None:
-            self._receive(came)
+        """The oldest kept frame that may go, as soon as there is one. None: the process is to end."""
+        sleep_s, sleep_s_max = _UNSENT_POLL_S
+        while not self._terminated:
+            frame = self._take_kept()
+            if frame is not None:
+                return frame
+            came = self._domain.poll(sleep_s)
+            if came is not None:
+                self._receive(came)
+            sleep_s = min(2 * sleep_s, sleep_s_max)
         return None
+
+    def _take_kept(self) -> Frame | None:
+        """A CALL whose client has answers that have not left stays, and what this client sent after it."""
+        inbox = self._inbox
+        if not self._waits(inbox[0]):
+            return inbox.popleft()
+        waiting = {inbox[0].channel_id}
+        for index, frame in enumerate(list(inbox)):
+            if frame.channel_id in waiting:
+                continue
+            if not self._waits(frame):
+                del inbox[index]
+                return frame
+            waiting.add(frame.channel_id)
+        return None
+
+    def _waits(self, frame: Frame) -> bool:
+        client = self._by_channel.get(frame.channel_id) if frame.kind == _CALL else None
+        return client is not None and client.channel.unsent
 
     def close(self) -> None:
         """Run what actors left to do."""
@@ -115,6 +137,9 @@ class Server:
             function = client.functions[function_id]
         except KeyError:
             self._call_unknown(frame)
+            return
+        if client.channel.unsent:
+            self._keep(frame)
             return
         if words[DRAINING] or self._held:
             refusal = self._refusal(frame)
@@ -324,6 +349,12 @@ class Server:
             elif frame.deadline_ns:
                 self._cancels.queue(frame.channel_id, frame.call_id, frame.deadline_ns)
             self._inbox.append(frame)
+
+    def _keep(self, frame: Frame) -> None:
+        """A CALL whose turn it was, but whose client has answers that have not left."""
+        if frame.deadline_ns:
+            self._cancels.queue(frame.channel_id, frame.call_id, frame.deadline_ns)
+        self._inbox.appendleft(frame)
 
     def _drop(self, channel_id: int) -> None:
         """Nobody waits for this client's calls any more."""

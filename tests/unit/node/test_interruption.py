@@ -43,6 +43,13 @@ def test_cancels_are_bounded() -> None:
     assert cancels.take(1, CANCELS_MAX + 4) == "cancel"
 
 
+def test_a_cancel_that_overtook_its_call_is_not_forgotten_when_the_call_must_wait() -> None:
+    cancels = Cancels()
+    cancels.put(1, 7, "cancel", queued=False)
+    cancels.queue(1, 7, deadline_ns=10**12)
+    assert cancels.take(1, 7) == "cancel"
+
+
 def test_reasons_become_typed_errors() -> None:
     assert isinstance(answer(reason_of(b"timeout"), running=True), CallTimeoutError)
     assert isinstance(answer(reason_of(b"anything"), running=False), CallCancelledError)
