@@ -21,6 +21,7 @@ from tests.live.slurm.waiting import free_ports, wait_for
 
 TOOLS = Path(__file__).parents[3] / "tools" / "slurm"
 NODES = 6
+LAST_LINES = 40
 FAST = {
     "ISTHMUS_SLURM__TICK_S": "0.5",
     "ISTHMUS_SLURM__PENDING_S": "3",
@@ -83,6 +84,15 @@ class Cluster:
             if revived:
                 self.run("scancel", *map(str, revived))
 
+    def last_words(self) -> str:
+        """What slurmctld logged before it stopped answering; empty while it answers."""
+        environ = {**os.environ, **self.environment}
+        asked = subprocess.run(("scontrol", "ping"), env=environ, capture_output=True, text=True, timeout=30)
+        if " is UP" in asked.stdout:
+            return ""
+        logged = (self.directory / "log" / "slurmctld").read_text("utf-8", "replace").splitlines()
+        return "\n".join([asked.stdout, *logged[-LAST_LINES:]])
+
     def stop(self) -> None:
         subprocess.run([TOOLS / "down.sh", self.directory], check=True, timeout=60)
 
@@ -102,8 +112,10 @@ def cluster() -> Iterator[Cluster]:
             pytest.skip("Slurm's packages cannot be installed here")
         raise
     yield made
+    words = made.last_words()
     made.stop()
     assert not made.directory.exists()
+    assert not words, f"slurmctld died, and no test that ended it started another one:\n{words}"
 
 
 @pytest.fixture
