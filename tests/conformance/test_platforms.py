@@ -9,7 +9,7 @@ import pytest
 from isthmus.core.errors import NoCapacityError
 from isthmus.core.ids import AllocationId, NodeId
 from isthmus.core.model import LeaseClass, Node, Resources
-from isthmus.core.settings import NodeSettings, Settings
+from isthmus.core.settings import LeasingSettings, NodeSettings, Settings
 from isthmus.platforms import LocalPlatform, MemoryPlatform, Platform
 
 ONE = Resources(cores=1, memory="1GiB")
@@ -17,7 +17,8 @@ ONE = Resources(cores=1, memory="1GiB")
 
 @asynccontextmanager
 async def memory(state: Path) -> AsyncIterator[Platform]:
-    platform = MemoryPlatform((Node(node=NodeId("n"), platform="memory", cores=4, memory_bytes=8 * 2**30),))
+    node = Node(node=NodeId("n"), platform="memory", cores=4, memory_bytes=8 * 2**30)
+    platform = MemoryPlatform((node,), licenses={"matlab": 3})
     await platform.start()
     yield platform
     await platform.close()
@@ -26,7 +27,9 @@ async def memory(state: Path) -> AsyncIterator[Platform]:
 @asynccontextmanager
 async def local(state: Path) -> AsyncIterator[Platform]:
     """Not started: that its agent lives and dies with it is tested in tests/unit/platforms."""
-    settings = Settings(node=NodeSettings(cores=4, memory="8GiB"))
+    settings = Settings(
+        node=NodeSettings(cores=4, memory="8GiB"), leasing=LeasingSettings(licenses={"matlab": 3})
+    )
     platform = LocalPlatform(settings, state, "http://127.0.0.1:9", b"j" * 32)
     yield platform
     await platform.close()
@@ -50,6 +53,22 @@ def run(story: Callable[[Platform, Node], object], opened: Opener, state: Path) 
 def test_nodes_say_what_may_be_leased(opened: Opener, tmp_path: Path) -> None:
     async def story(platform: Platform, node: Node) -> None:
         assert (node.cores, node.memory_bytes, node.platform) == (4, 8 * 2**30, platform.name)
+
+    run(story, opened, tmp_path)
+
+
+@every_platform
+def test_no_more_licences_are_given_than_the_site_has(opened: Opener, tmp_path: Path) -> None:
+    async def story(platform: Platform, node: Node) -> None:
+        two = Resources(cores=1, memory="1GiB", licenses={"matlab": 2})
+        assert {kind: stock.total for kind, stock in (await platform.stocks()).items()} == {
+            "licenses.matlab": 3
+        }
+        await platform.acquire(AllocationId("al_1"), node.node, two, LeaseClass.ELASTIC)
+        with pytest.raises(NoCapacityError, match="2 of 3 'matlab' licences are held, and 2 are needed"):
+            await platform.acquire(AllocationId("al_2"), node.node, two, LeaseClass.ELASTIC)
+        await platform.release(AllocationId("al_1"))
+        await platform.acquire(AllocationId("al_2"), node.node, two, LeaseClass.ELASTIC)
 
     run(story, opened, tmp_path)
 

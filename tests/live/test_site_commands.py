@@ -11,7 +11,8 @@ from tests.live.sites import running_site
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    with running_site(tmp_path_factory.mktemp("commands") / "state") as running:
+    licences = {"ISTHMUS_LEASING__LICENSES__MATLAB": "4"}
+    with running_site(tmp_path_factory.mktemp("commands") / "state", **licences) as running:
         yield running
 
 
@@ -47,8 +48,8 @@ def lease(site):
 
 @pytest.mark.parametrize(
     "command",
-    ["status", "nodes", "leases", "leases --ended", "functions", "calls", "usage", "config", "fabric",
-     "token list", "tenant list", "tenant quota someone", "policy show", "policy dry-run"],
+    ["status", "nodes", "leases", "leases --ended", "functions", "calls", "usage", "licenses", "config",
+     "fabric", "token list", "tenant list", "tenant quota someone", "policy show", "policy dry-run"],
 )  # fmt: skip
 def test_a_command_that_shows_something_has_words_and_a_document(isthmus, as_json, command):
     code, words, complaint = isthmus(*command.split())
@@ -138,3 +139,16 @@ def test_a_quota_changes_only_in_what_is_named_and_shares_are_listed(isthmus, as
     assert as_json("tenant", "quota", "physics", "--cores", "0", "--core-hours", "0")["cores"] == 0
     (own,) = (row for row in as_json("tenant", "list") if row["held"]["leases"])
     assert own["standing"]["level"] > 0
+
+
+def test_licences_are_listed_tried_and_limited_by_name(isthmus, as_json):
+    assert as_json("licenses")[0] == {"name": "matlab", "total": 4, "held": 0, "others": 0, "free": 4}
+    assert as_json("policy", "dry-run", "--license", "matlab=2")["outcome"] == "grant"
+    assert as_json("policy", "dry-run", "--license", "ansys=1")["outcome"] == "deny"
+    changed = as_json("tenant", "quota", "lab", "--license", "matlab=2", "--license", "ansys=1")
+    assert changed["licenses"] == {"matlab": 2, "ansys": 1}
+    assert as_json("tenant", "quota", "lab", "--license", "ansys=0")["licenses"] == {"matlab": 2}
+    assert "matlab=2" in isthmus("tenant", "quota", "lab").words
+    code, _, complaint = isthmus("policy", "dry-run", "--license", "matlab")
+    assert code == 2
+    assert "write for example matlab=2" in complaint

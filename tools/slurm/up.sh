@@ -94,6 +94,7 @@ ReturnToService=2
 SlurmctldTimeout=10
 DefMemPerCPU=64
 GresTypes=gpu
+Licenses=matlab:4
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
 NodeName=n[1-$node_count] NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((port + 1))-$((port + node_count)) CPUs=$cpus RealMemory=8192 Feature=virtual State=UNKNOWN

@@ -136,7 +136,8 @@ def usage(state: State = None, as_json: Json = False) -> None:
 
     \b
       isthmus usage
-    allocated: cores held x time; busy: inside functions; spin: polling for the next call.
+    allocated: cores held x time; busy: inside functions; spin: polling for the next call; and held: what else
+    there was, x time.
     """
     show(
         open_site(state).get("usage"),
@@ -149,6 +150,16 @@ def usage(state: State = None, as_json: Json = False) -> None:
             ("BUSY core-s", lambda row: f"{row['busy_core_s']:.2f}"),
             ("SPIN core-s", lambda row: f"{row['spin_core_s']:.2f}"),
             ("CPU s", lambda row: f"{row['cpu_s']:.2f}"),
+            ("AND HELD", _further),
         ],
         "nothing was used yet",
+    )
+
+
+def _further(row: dict[str, Any]) -> str:
+    from isthmus.core import kinds
+
+    held = row["amount_s"].items()
+    return (
+        ", ".join(f"{kinds.number(kind, amount_s)} s of {kinds.noun(kind)}" for kind, amount_s in held) or "-"
     )

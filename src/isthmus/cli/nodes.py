@@ -1,4 +1,4 @@
-"""Commands: nodes, drain, resume."""
+"""Commands: nodes, licenses, drain, resume."""
 
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ Node = Annotated[str, typer.Argument(help="A node's name, as `isthmus nodes` sho
 
 def register(app: typer.Typer) -> None:
     app.command()(nodes)
+    app.command()(licenses)
     app.command()(drain)
     app.command()(resume)
 
@@ -26,6 +27,28 @@ def nodes(state: State = None, as_json: Json = False) -> None:
       isthmus nodes
     """
     _show(open_site(state).get("nodes"), as_json)
+
+
+def licenses(state: State = None, as_json: Json = False) -> None:
+    """List licences: how many there are, and who has them.
+
+    A function that needs some says so: Resources(licenses={"matlab": 1}).
+
+    \b
+      isthmus licenses
+    """
+    show(
+        open_site(state).get("licenses"),
+        as_json,
+        [
+            ("LICENCE", lambda row: row["name"]),
+            ("TOTAL", lambda row: row["total"]),
+            ("HELD", lambda row: row["held"]),
+            ("BY OTHERS", lambda row: row["others"]),
+            ("FREE", lambda row: row["free"]),
+        ],
+        "no licences; name some in [leasing.licenses], or have Slurm count them",
+    )
 
 
 def drain(node: Node, state: State = None, as_json: Json = False) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from isthmus.cli.failures import Failure
-from isthmus.cli.options import Json, State
+from isthmus.cli.options import Json, State, parse_counts
 from isthmus.cli.output import print_json, printable, show
 from isthmus.cli.sites import open_site
 
@@ -81,6 +81,9 @@ def dry_run(
     cores: Annotated[int, typer.Option(help="Cores asked for.")] = 1,
     memory: Annotated[str, typer.Option(help="Memory asked for.")] = "1GiB",
     gpus: Annotated[int, typer.Option(help="GPUs asked for.")] = 0,
+    license: Annotated[
+        list[str] | None, typer.Option(help="Licences asked for, like matlab=2; repeat for others.")
+    ] = None,
     count: Annotated[int, typer.Option(help="Leases asked for.")] = 1,
     lease_class: Annotated[str, typer.Option("--class", help="reserved, elastic or harvested.")] = "elastic",
     pool: Annotated[str, typer.Option(help="Pool asked from.")] = "default",
@@ -99,7 +102,12 @@ def dry_run(
       isthmus policy dry-run --tenant guest --at 2026-12-24T22:00:00
     """
     lease = {
-        "resources": {"cores": cores, "memory": memory, "gpus": gpus},
+        "resources": {
+            "cores": cores,
+            "memory": memory,
+            "gpus": gpus,
+            "licenses": parse_counts(license or []),
+        },
         "lease_class": lease_class,
         "count": count,
         "pool": pool,

@@ -1,10 +1,10 @@
 """Commands: tenant list|quota."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from isthmus.cli.options import Json, State
+from isthmus.cli.options import Json, State, parse_counts
 from isthmus.cli.output import show, show_fields
 from isthmus.cli.sites import open_site
 
@@ -49,6 +49,10 @@ def quota(
     memory: Annotated[str | None, typer.Option(help="Memory at once, like 64GiB; 0: no limit.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs at once; 0: no limit.")] = None,
     leases: Annotated[int | None, typer.Option(help="Leases at once; 0: no limit.")] = None,
+    license: Annotated[
+        list[str] | None,
+        typer.Option(help="Licences at once, like matlab=2; 0: no limit. Repeat for others."),
+    ] = None,
     core_hours: Annotated[
         float | None, typer.Option(help="Core-hours within any window; 0: no limit.")
     ] = None,
@@ -66,7 +70,7 @@ def quota(
 
     site = open_site(state)
     document = site.get("tenants", name)
-    asked = {
+    asked: dict[str, Any] = {
         "cores": cores,
         "memory_bytes": None if memory is None else parse_bytes(int(memory) if memory.isdigit() else memory),
         "gpus": gpus,
@@ -74,6 +78,11 @@ def quota(
         "core_hours": core_hours,
         "window_h": window_h,
     }
+    if license:
+        named = parse_counts(license)
+        asked["licenses"] = {
+            name: count for name, count in {**document["licenses"], **named}.items() if count
+        }
     changes = {field: value for field, value in asked.items() if value is not None}
     if changes:
         document = site.put("tenants", name, body={**document, **changes})
@@ -86,6 +95,7 @@ def quota(
             ("memory", format_bytes(memory_bytes) if memory_bytes else "no limit"),
             ("gpus", document["gpus"] or "no limit"),
             ("leases", document["leases"] or "no limit"),
+            ("licences", ", ".join(f"{k}={v}" for k, v in document["licenses"].items()) or "no limit"),
             ("core-hours", _budget(document["core_hours"], document["window_h"])),
         ],
     )

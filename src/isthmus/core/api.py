@@ -159,7 +159,10 @@ class CallResult(Record, frozen=True):
 
 
 class BillRow(Record, frozen=True):
-    """GET /v1/usage: one row per lease class. All in core-seconds."""
+    """GET /v1/usage: one row per lease class. All in core-seconds.
+
+    amount_s   of further kinds, by name: how much was held x seconds
+    """
 
     lease_class: LeaseClass
     leases: int
@@ -168,6 +171,17 @@ class BillRow(Record, frozen=True):
     spin_core_s: float
     cpu_s: float
     calls: int
+    amount_s: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+class LicenseSummary(Record, frozen=True):
+    """GET /v1/licenses. `held` by leases of this site, `others` by whoever else."""
+
+    name: str
+    total: int
+    held: int
+    others: int
+    free: int
 
 
 class NewKey(Record, frozen=True):

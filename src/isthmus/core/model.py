@@ -12,10 +12,10 @@ import msgspec
 from msgspec import Meta
 
 from isthmus.core.ids import AllocationId, EnvironmentId, ExecutorId, LeaseId, NodeId, TenantId
+from isthmus.core.kinds import COUNT_MAX, Asked, HeldBy
 from isthmus.core.units import parse_bytes
 
 ISTHMUS_VERSION = "0.1.0"
-COUNT_MAX = 10**9  # of cores, GPUs, leases: far beyond any machine, so that sums stay within 64 bits
 MEMORY_BYTES_MAX = 2**56
 ENVIRONMENT_CHARACTERS_MAX = 48 * 2**10  # fits into one packet to an executor, and one argument of a process
 WINDOW_H_MAX = 24 * 31  # over which core-hours are counted
@@ -25,12 +25,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of all shared structs: immutable, named fields, no unknown fields accepted."""
 
 
-class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one lease holds on one node.
+class Resources(Asked, frozen=True):
+    """What one lease holds on one node, and of what the site has in all.
 
-    cores   whole cores, >= 1
-    memory  bytes, as text with a unit or as an int
-    gpus    whole GPUs
+    cores     whole cores, >= 1
+    memory    bytes, as text with a unit or as an int
+    gpus      whole GPUs
+    licenses  {name: how many}, site-wide
     """
 
     cores: int = 1
@@ -38,6 +39,7 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gpus: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.cores <= COUNT_MAX or not 0 <= self.gpus <= COUNT_MAX:
             raise ValueError(f"resources need at least 1 core and no negative GPUs, got {self}")
         if parse_bytes(self.memory) > MEMORY_BYTES_MAX:
@@ -46,6 +48,9 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"memory={self.memory!r} is too small for a Python process; ask for at least 16MiB"
             )
+
+    def __hash__(self) -> int:  # a dict has none
+        return hash((self.cores, self.memory, self.gpus, *sorted(self.amounts.items())))
 
     @property
     def memory_bytes(self) -> int:
@@ -110,12 +115,16 @@ class EndReason(enum.StrEnum):
 
 
 class Enforcement(Record, frozen=True):
-    """What really holds each limit of a lease. `accounted-only` means: measured, not enforced."""
+    """What really holds each limit of a lease. `accounted-only` means: measured, not enforced.
+
+    amounts  of the further kinds that the lease holds; `slurm`: Slurm counts them for all of its jobs
+    """
 
     cores: Literal["cpuset", "cpu-quota", "affinity", "accounted-only"] = "accounted-only"
     memory: Literal["cgroup", "rlimit", "accounted-only"] = "accounted-only"
     mechanism: Literal["cgroup-v2", "cgroup-v1", "systemd", "none"] = "none"
     detail: str = ""
+    amounts: dict[str, HeldBy] = {}
 
 
 class Usage(Record, frozen=True):
@@ -210,7 +219,7 @@ def python_version() -> str:
     return f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
 
 
-class Quota(Record, frozen=True):
+class Quota(Asked, frozen=True, kw_only=True):
     """What one tenant may hold at once, and use within any `window_h` hours. 0 means no limit."""
 
     cores: Annotated[int, Meta(ge=0, le=COUNT_MAX)] = 0

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from isthmus.core.errors import SettingsError
+from isthmus.core.kinds import Licenses, check
 
 _ENVIRONMENT_PREFIX = "ISTHMUS_"
 
@@ -63,8 +64,15 @@ class LeasingSettings(Section, frozen=True):
     history_s: Annotated[float, Meta(gt=0)] = 7 * 86400.0
     """Ended leases, decisions and calls are kept this long. Longer makes the ledger grow."""
 
+    licenses: Licenses = msgspec.field(default_factory=dict)
+    """Licences that leases may hold, like { matlab = 4 }. On Slurm those that it counts itself (`Licenses=`
+    in slurm.conf) are there without being named; naming one holds this site to fewer."""
+
     pools: dict[str, PoolSettings] = msgspec.field(default_factory=lambda: {"default": PoolSettings()})
     """Pools by name; requests to a pool not named here are denied."""
+
+    def __post_init__(self) -> None:
+        check(self.licenses)
 
 
 class NodeSettings(Section, frozen=True):

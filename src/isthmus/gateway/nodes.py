@@ -1,6 +1,6 @@
 """REST: nodes, functions seen, and what was used."""
 
-from isthmus.core.api import BillRow, FunctionSummary
+from isthmus.core.api import BillRow, FunctionSummary, LicenseSummary
 from isthmus.core.ids import NodeId
 from isthmus.core.model import Node
 from isthmus.gateway.operations import OPERATORS, Asked, Operation
@@ -30,6 +30,13 @@ class Nodes:
             ),
             Operation(
                 "GET",
+                "/v1/licenses",
+                "What there is of licences, and who has them",
+                self.licenses,
+                list[LicenseSummary],
+            ),
+            Operation(
+                "GET",
                 "/v1/functions",
                 "Functions that ran under your leases",
                 self.functions,
@@ -40,6 +47,9 @@ class Nodes:
 
     async def show_all(self, asked: Asked) -> list[Node]:
         return self._leasing.nodes()
+
+    async def licenses(self, asked: Asked) -> list[LicenseSummary]:
+        return self._leasing.licenses()
 
     async def drain(self, asked: Asked) -> list[Node]:
         await self._leasing.drain_node(NodeId(asked.path["node"]))

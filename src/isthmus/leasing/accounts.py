@@ -9,6 +9,7 @@ Not here: what follows from it (`policy.fairness`, `policy.limits`).
 
 from collections.abc import Iterable
 
+from isthmus.core import kinds
 from isthmus.core.ids import TenantId
 from isthmus.core.model import WINDOW_H_MAX, Lease
 from isthmus.leasing.ledger import HourUse
@@ -41,6 +42,7 @@ class Accounts:
             core_s=core_s,
             memory_byte_s=held_s * after.resources.memory_bytes,
             gpu_s=held_s * after.resources.gpus,
+            amount_s={kind: held_s * amount for kind, amount in after.resources.amounts.items()},
         )
         self._enter(row, at_s)
         key = row.tenant, row.hour
@@ -60,7 +62,10 @@ class Accounts:
         self._unwritten.clear()
 
     def _enter(self, row: HourUse, at_s: float) -> None:
-        more = Used(core_s=row.core_s, memory_byte_s=row.memory_byte_s, gpu_s=row.gpu_s, at_s=at_s)
+        more = Used(
+            core_s=row.core_s, memory_byte_s=row.memory_byte_s, gpu_s=row.gpu_s, amount_s=row.amount_s,
+            at_s=at_s,
+        )  # fmt: skip
         self.lately[row.tenant] = fairness.spend(self.lately.get(row.tenant, Used()), more, self._half_life_s)
         hours = self._core_s.setdefault(row.tenant, {})
         if row.hour not in hours:
@@ -76,4 +81,5 @@ def _sum(one: HourUse, other: HourUse) -> HourUse:
         core_s=one.core_s + other.core_s,
         memory_byte_s=one.memory_byte_s + other.memory_byte_s,
         gpu_s=one.gpu_s + other.gpu_s,
+        amount_s=kinds.sums(one.amount_s, other.amount_s),
     )

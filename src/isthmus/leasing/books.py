@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from isthmus.core import kinds
 from isthmus.core.api import FunctionSummary
 from isthmus.core.clock import Clock
 from isthmus.core.ids import LeaseId, NodeId, RequestId, TenantId
+from isthmus.core.kinds import Stock
 from isthmus.core.model import EndReason, Lease, LeaseClass, LeaseState, Usage
 from isthmus.core.settings import LeasingSettings, PoolSettings
 from isthmus.leasing.accounts import Accounts
@@ -76,6 +78,7 @@ class Books:
         self.pools: dict[str, Pool] = {name: _pool(pool) for name, pool in settings.pools.items()}
         self._accounts = Accounts(fair.half_life_s, ledger.hours())
         self.signals: Mapping[str, float] = {}  # replaced as a whole when there is news
+        self.stocks: Mapping[str, Stock] = {}  # and so are these
         for request, lease in ledger.open_leases():
             self._enter(Held(lease, request))
 
@@ -158,6 +161,7 @@ class Books:
             clock_s=self._clock.now(),
             used=self._accounts.lately,
             signals=self.signals,
+            stocks=self.stocks,
         )
 
     def snapshot(self, policies: PolicySet, demand: Demand, waiting: tuple[TenantId, ...] = ()) -> Snapshot:
@@ -195,6 +199,7 @@ class Books:
                 cores=held.lease.resources.cores,
                 memory_bytes=held.lease.resources.memory_bytes,
                 gpus=held.lease.resources.gpus,
+                amounts=held.lease.resources.amounts,
                 created_s=held.lease.created_s,
                 leaving=held.lease.state is LeaseState.DRAINING,
                 idle=held.lease.lease in self._quiet,
@@ -240,6 +245,7 @@ def _add(holding: Holding, lease: Lease, sign: int) -> Holding:
         memory_bytes=holding.memory_bytes + sign * lease.resources.memory_bytes,
         gpus=holding.gpus + sign * lease.resources.gpus,
         leases=holding.leases + sign,
+        amounts=kinds.sums(holding.amounts, lease.resources.amounts, sign),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from isthmus.core import tokens
+from isthmus.core import kinds, tokens
 from isthmus.core.api import (
     BillRow,
     ExecutorReply,
@@ -21,6 +21,7 @@ from isthmus.core.api import (
     KillReply,
     LeaseReply,
     LeaseRequest,
+    LicenseSummary,
     Renewal,
     RenewReply,
 )
@@ -280,6 +281,20 @@ class Leasing:
 
     def nodes(self) -> list[Node]:
         return self._inventory.nodes(self._clock.monotonic())
+
+    def licenses(self) -> list[LicenseSummary]:
+        """What there is of them in all, by name."""
+        situation = self._books.situation()
+        rows = []
+        for kind, stock in sorted(situation.stocks.items()):
+            held = situation.held(kind)
+            free = max(stock.total - held - stock.others, 0)
+            rows.append(
+                LicenseSummary(
+                    name=kinds.license_of(kind), total=stock.total, held=held, others=stock.others, free=free
+                )
+            )
+        return rows
 
     def explain(self, principal: Principal, subject: str) -> Explanation:
         """Why a request (`rq_...`) or a lease (`ls_...`) came out as it did. Raises NotFoundError."""

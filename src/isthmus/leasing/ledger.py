@@ -25,7 +25,7 @@ from isthmus.core.ids import LeaseId, NodeId, RequestId, TenantId
 from isthmus.core.model import Lease, LeaseClass
 from isthmus.policy.replay import Logged
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 lacks the two tables of further kinds; they are added to it
 HOURS_KEPT = 24 * 365  # beyond the history: fair share and budgets look back further than explanations
 BUSY_S = 5.0  # how long a write waits for a backup or an inspection that holds the file
 _SCHEMA = """
@@ -80,6 +80,19 @@ CREATE TABLE IF NOT EXISTS hours (
     gpu_s REAL NOT NULL,
     PRIMARY KEY (tenant, hour)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lease_amounts (
+    lease TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    amount_s REAL NOT NULL,
+    PRIMARY KEY (lease, kind)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS hour_amounts (
+    tenant TEXT NOT NULL,
+    hour INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    amount_s REAL NOT NULL,
+    PRIMARY KEY (tenant, hour, kind)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS draining_nodes (node TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 _WRITE_LEASE = """
@@ -91,6 +104,14 @@ INSERT INTO leases VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (lease) DO UPD
 _ADD_HOUR = """
 INSERT INTO hours VALUES (?,?,?,?,?) ON CONFLICT (tenant, hour) DO UPDATE SET core_s=core_s+excluded.core_s,
     memory_byte_s=memory_byte_s+excluded.memory_byte_s, gpu_s=gpu_s+excluded.gpu_s
+"""
+_ADD_HOUR_AMOUNT = """
+INSERT INTO hour_amounts VALUES (?,?,?,?)
+ON CONFLICT (tenant, hour, kind) DO UPDATE SET amount_s=amount_s+excluded.amount_s
+"""
+_BILL_AMOUNTS = """
+SELECT class, kind, sum(amount_s) FROM lease_amounts JOIN leases USING (lease)
+WHERE (?1 IS NULL OR tenant = ?1) GROUP BY class, kind ORDER BY class, kind
 """
 _BILL = """
 SELECT class, count(*), sum(allocated_core_s), sum(busy_core_s), sum(spin_core_s), sum(cpu_s), sum(calls)
@@ -120,6 +141,7 @@ class HourUse(msgspec.Struct, frozen=True, kw_only=True):
     core_s: float
     memory_byte_s: float
     gpu_s: float
+    amount_s: dict[str, float] = {}
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,7 +190,7 @@ class Ledger:
             for tenant, row in batch.functions:
                 self._add_function(database, tenant, row)
             for use in batch.hours:
-                database.execute(_ADD_HOUR, msgspec.structs.astuple(use))
+                self._add_hour(database, use)
             for node in batch.drained:
                 database.execute("INSERT OR IGNORE INTO draining_nodes VALUES (?)", (node,))
             for node in batch.resumed:
@@ -185,10 +207,13 @@ class Ledger:
         ended = "SELECT lease FROM leases WHERE state='ended' AND ended_s < ?"
         with self._transaction() as database:
             database.execute(f"DELETE FROM transitions WHERE lease IN ({ended})", (before_s,))
+            database.execute(f"DELETE FROM lease_amounts WHERE lease IN ({ended})", (before_s,))
             leases = database.execute(f"DELETE FROM leases WHERE lease IN ({ended})", (before_s,)).rowcount
             orphaned = "request NOT IN (SELECT request FROM leases)"
             database.execute(f"DELETE FROM decisions WHERE at_s < ? AND {orphaned}", (before_s,))
-            database.execute("DELETE FROM hours WHERE hour < ?", (int(before_s // 3600) - HOURS_KEPT,))
+            for table in ("hours", "hour_amounts"):
+                oldest = int(before_s // 3600) - HOURS_KEPT
+                database.execute(f"DELETE FROM {table} WHERE hour < ?", (oldest,))
         return leases
 
     # reading ------------------------------------------------------------------------------------------------
@@ -242,6 +267,9 @@ class Ledger:
 
     def bill(self, tenant: TenantId | None) -> list[BillRow]:
         """What was used over the kept history, by lease class; of all tenants if None."""
+        amounts: dict[str, dict[str, float]] = {}
+        for lease_class, kind, amount_s in self._rows(_BILL_AMOUNTS, (tenant,)):
+            amounts.setdefault(lease_class, {})[kind] = amount_s
         return [
             BillRow(
                 lease_class=LeaseClass(lease_class),
@@ -251,17 +279,26 @@ class Ledger:
                 spin_core_s=spin,
                 cpu_s=cpu,
                 calls=calls,
+                amount_s=amounts.get(lease_class, {}),
             )
             for lease_class, leases, allocated, busy, spin, cpu, calls in self._rows(_BILL, (tenant,))
         ]
 
     def hours(self) -> list[HourUse]:
         """What tenants were billed, hour by hour, oldest first."""
+        amounts: dict[tuple[str, int], dict[str, float]] = {}
+        for tenant, hour, kind, amount_s in self._rows(
+            "SELECT tenant, hour, kind, amount_s FROM hour_amounts ORDER BY hour, tenant, kind"
+        ):
+            amounts.setdefault((tenant, hour), {})[kind] = amount_s
         sql = "SELECT tenant, hour, core_s, memory_byte_s, gpu_s FROM hours ORDER BY hour, tenant"
         return [
-            HourUse(tenant=tenant, hour=hour, core_s=core_s, memory_byte_s=memory_byte_s, gpu_s=gpu_s)
+            HourUse(
+                tenant=tenant, hour=hour, core_s=core_s, memory_byte_s=memory_byte_s, gpu_s=gpu_s,
+                amount_s=amounts.get((tenant, hour), {}),
+            )
             for tenant, hour, core_s, memory_byte_s, gpu_s in self._rows(sql)
-        ]
+        ]  # fmt: skip
 
     def draining_nodes(self) -> set[NodeId]:
         return {NodeId(node) for (node,) in self._rows("SELECT node FROM draining_nodes ORDER BY node")}
@@ -279,6 +316,9 @@ class Ledger:
         values = (lease.lease, lease.tenant, request, lease.lease_class.value, lease.state.value)
         times = (lease.created_s, lease.ended_s, used.allocated_core_s, used.busy_s, used.spin_s, used.cpu_s)
         database.execute(_WRITE_LEASE, (*values, *times, used.calls, _pack(lease)))
+        held_s = used.allocated_core_s / lease.resources.cores
+        amounts = [(lease.lease, kind, held_s * count) for kind, count in lease.resources.amounts.items()]
+        database.executemany("INSERT OR REPLACE INTO lease_amounts VALUES (?,?,?)", amounts)
 
     def _write_decision(self, database: sqlite3.Connection, logged: Logged) -> None:
         body = zlib.compress(msgspec.msgpack.encode(logged), 1)
@@ -293,9 +333,15 @@ class Ledger:
             (tenant, row.name, row.calls, row.errors, row.busy_s, row.last_s),
         )
 
+    def _add_hour(self, database: sqlite3.Connection, use: HourUse) -> None:
+        values = (use.tenant, use.hour, use.core_s, use.memory_byte_s, use.gpu_s)
+        database.execute(_ADD_HOUR, values)
+        amounts = [(use.tenant, use.hour, *amount) for amount in use.amount_s.items()]
+        database.executemany(_ADD_HOUR_AMOUNT, amounts)
+
     def _migrate(self) -> None:
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version not in (0, SCHEMA_VERSION):
+        if not 0 <= version <= SCHEMA_VERSION:
             raise LedgerError(
                 f"ledger {self.path} has schema {version}, this isthmus writes {SCHEMA_VERSION}; "
                 "use the isthmus that wrote it, or move the file away"

@@ -133,6 +133,7 @@ class Reconciling:
             return
         if self._inventory.set_nodes(nodes):
             self._books.set_nodes(self._inventory.rows(self._clock.monotonic()))
+        await self._take_stock(platform)
         if allocations is None:
             return
         ours = {
@@ -151,6 +152,12 @@ class Reconciling:
                 await self._take_again(platform, held)
             elif state == "ended" and held.lease.state is LeaseState.ACTIVE:
                 self._acting.end(held, EndReason.NODE_LOST, f"{platform.name} ended its allocation")
+
+    async def _take_stock(self, platform: Platform) -> None:
+        try:
+            self._books.stocks = await platform.stocks()
+        except SiteUnavailableError as error:
+            _log.warning("the platform's licences cannot be read; they stay as they were", why=str(error))
 
     async def _compare(self, platform: Platform, held: Held, state: AllocationState | None) -> None:
         """An allocation that brings its own agent ends that agent, and the lease, with itself."""

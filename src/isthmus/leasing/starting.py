@@ -6,11 +6,15 @@ keeps its resources until the agent confirms its end, or until it is fenced. `to
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
+
+import msgspec
 
 from isthmus.core import tokens
 from isthmus.core.clock import Clock
 from isthmus.core.errors import IsthmusError, LeaseEndedError, SiteUnavailableError
-from isthmus.core.model import EndReason, LeaseState
+from isthmus.core.kinds import HeldBy, is_site_wide
+from isthmus.core.model import EndReason, LeaseState, Resources
 from isthmus.leasing.acting import Acting
 from isthmus.leasing.books import Held
 from isthmus.leasing.control import NodeControl
@@ -52,6 +56,7 @@ class Starting:
         """The agent's answer, or the event that its absence means."""
         lease = held.lease
         assert lease.node is not None
+        holds: Mapping[str, HeldBy] = {}
         try:
             if lease.allocation is not None:
                 await self._acting.all_freed()
@@ -59,12 +64,14 @@ class Starting:
                     lease.allocation, lease.node, lease.resources, lease.lease_class
                 )
                 self._acting.know_end(held, allocation)
+                holds = allocation.holds
         except IsthmusError as error:
             return _Failure(at_s=self._clock.now(), error=error, may_run=False)
         if not _is_wanted(held):
             return _Failure(at_s=self._clock.now(), error=_ended(held), may_run=False)
         try:
-            return await self._control.order(lease.agent or lease.node, self._order(held))
+            done = await self._control.order(lease.agent or lease.node, self._order(held))
+            return _with_site_wide(done, lease.resources, holds)
         except SiteUnavailableError as error:
             return _Failure(at_s=self._clock.now(), error=error, may_run=True)
         except IsthmusError as error:
@@ -125,6 +132,15 @@ class _Failure(Event, frozen=True):
 
     error: IsthmusError
     may_run: bool
+
+
+def _with_site_wide(done: Done, resources: Resources, holds: Mapping[str, HeldBy]) -> Done:
+    """The agent's answer, and how the platform keeps what is not on its node."""
+    kept = {kind: holds.get(kind, "accounted-only") for kind in resources.amounts if is_site_wide(kind)}
+    if done.enforcement is None or not kept:
+        return done
+    enforcement = msgspec.structs.replace(done.enforcement, amounts={**done.enforcement.amounts, **kept})
+    return msgspec.structs.replace(done, enforcement=enforcement)
 
 
 def _failure(held: Held, answer: Done | Event) -> IsthmusError | None:

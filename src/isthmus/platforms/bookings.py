@@ -1,17 +1,22 @@
-"""Who holds what of which node, for platforms that are their own book-keepers.
+"""Who holds what of which node and of the site, for platforms that are their own book-keepers.
 
-Invariant: what is booked on a node never exceeds what it has; booking under a known id changes nothing.
+Invariant: what is booked never exceeds what there is; booking under a known id changes nothing.
 """
 
+from collections.abc import Mapping
+
+from isthmus.core import kinds
 from isthmus.core.errors import NoCapacityError
 from isthmus.core.ids import AllocationId, NodeId
+from isthmus.core.kinds import Stock
 from isthmus.core.model import Node, Resources
 from isthmus.platforms.platform import Allocation, AllocationState
 
 
 class Bookings:
-    def __init__(self, nodes: tuple[Node, ...]) -> None:
+    def __init__(self, nodes: tuple[Node, ...], licenses: Mapping[str, int] | None = None) -> None:
         self.nodes = nodes
+        self.stocks = {kind: Stock(total=count) for kind, count in kinds.amounts(licenses or {}).items()}
         self._held: dict[AllocationId, Allocation] = {}
 
     def holds(self, allocation: AllocationId) -> bool:
@@ -37,9 +42,19 @@ class Bookings:
         if any(want > have for want, have in zip(need, free, strict=True)):
             left = f"{free_cores} cores, {free_bytes} bytes of memory and {free_gpus} GPUs"
             raise NoCapacityError(f"node {node} has {left} free, not {resources}")
+        self._check_stocks(resources)
         taken = Allocation(allocation=allocation, node=node, state="running", resources=resources)
         self._held[allocation] = taken
         return taken
+
+    def _check_stocks(self, resources: Resources) -> None:
+        for kind, need in resources.amounts.items():
+            taken = sum(held.resources.amounts.get(kind, 0) for held in self._held.values())
+            total = self.stocks.get(kind, Stock(total=0)).total
+            if need > total - taken:
+                raise NoCapacityError(
+                    f"{taken} of {total} {kinds.noun(kind)} are held, and {need} are needed"
+                )
 
     def free(self, allocation: AllocationId) -> None:
         self._held.pop(allocation, None)

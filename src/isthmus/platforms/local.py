@@ -21,6 +21,7 @@ import structlog
 
 from isthmus.core.discovery import is_alive
 from isthmus.core.ids import AllocationId, NodeId
+from isthmus.core.kinds import Stock
 from isthmus.core.model import LeaseClass, Node, Record, Resources
 from isthmus.core.settings import Settings
 from isthmus.node.launching import agent_url, secrets
@@ -74,7 +75,7 @@ class LocalPlatform:
             cores=capacity.cores(settings.node),
             memory_bytes=capacity.memory_bytes(settings.node),
         )
-        self._bookings = Bookings((node,))
+        self._bookings = Bookings((node,), settings.leasing.licenses)
         self._supervising: asyncio.Task[None] | None = None
         self._pid = 0
 
@@ -92,6 +93,9 @@ class LocalPlatform:
 
     async def nodes(self) -> tuple[Node, ...]:
         return self._bookings.nodes
+
+    async def stocks(self) -> dict[str, Stock]:
+        return self._bookings.stocks
 
     async def acquire(
         self, allocation: AllocationId, node: NodeId, resources: Resources, lease_class: LeaseClass

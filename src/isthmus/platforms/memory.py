@@ -1,9 +1,11 @@
 """The twin: a platform of made-up nodes in memory, with faults on demand, for tests and simulation."""
 
 import asyncio
+from collections.abc import Mapping
 
 from isthmus.core.errors import NoCapacityError, SiteUnavailableError
 from isthmus.core.ids import AllocationId, NodeId
+from isthmus.core.kinds import Stock
 from isthmus.core.model import LeaseClass, Node, Resources
 from isthmus.platforms.bookings import Bookings
 from isthmus.platforms.platform import Allocation, AllocationState
@@ -19,8 +21,8 @@ class MemoryPlatform:
     name = "memory"
     survey_s = 10.0
 
-    def __init__(self, nodes: tuple[Node, ...] = ()) -> None:
-        self._bookings = Bookings(nodes)
+    def __init__(self, nodes: tuple[Node, ...] = (), licenses: Mapping[str, int] | None = None) -> None:
+        self._bookings = Bookings(nodes, licenses)
         self._preempted: dict[AllocationId, AllocationState] = {}
         self.answers = asyncio.Event()
         self.answers.set()
@@ -34,6 +36,10 @@ class MemoryPlatform:
         await self.answers.wait()
         self._reach()
         return self._bookings.nodes
+
+    async def stocks(self) -> dict[str, Stock]:
+        self._reach()
+        return self._bookings.stocks
 
     async def acquire(
         self, allocation: AllocationId, node: NodeId, resources: Resources, lease_class: LeaseClass

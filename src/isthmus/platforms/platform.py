@@ -6,7 +6,10 @@ tests/conformance/test_platforms.py.
 
 from typing import Literal, Protocol
 
+import msgspec
+
 from isthmus.core.ids import AllocationId, NodeId
+from isthmus.core.kinds import HeldBy, Stock
 from isthmus.core.model import EndReason, LeaseClass, Node, Record, Resources
 
 AllocationState = Literal["pending", "running", "ended"]
@@ -17,6 +20,7 @@ class Allocation(Record, frozen=True):
 
     closes_s    from then on (seconds since the epoch) it takes no calls: the platform ends it soon after
     end_reason  what its end means for the lease, and `detail` why, in words
+    holds       what of site-wide kinds the platform itself keeps from others
     """
 
     allocation: AllocationId
@@ -26,6 +30,7 @@ class Allocation(Record, frozen=True):
     closes_s: float = float("inf")
     end_reason: EndReason = EndReason.NODE_LOST
     detail: str = ""
+    holds: dict[str, HeldBy] = msgspec.field(default_factory=dict)
 
 
 class Platform(Protocol):
@@ -43,6 +48,10 @@ class Platform(Protocol):
 
     async def nodes(self) -> tuple[Node, ...]:
         """Every machine it could use, with what isthmus may lease there in all (free or not)."""
+        ...
+
+    async def stocks(self) -> dict[str, Stock]:
+        """What there is of site-wide kinds, by name."""
         ...
 
     async def acquire(

@@ -22,6 +22,7 @@ FIELDS: dict[str, frozenset[str]] = {
             "cores",
             "memory",
             "gpus",
+            "licenses",
             "class",
             "pool",
             "count",
@@ -32,7 +33,7 @@ FIELDS: dict[str, frozenset[str]] = {
             "wait_s",
         }
     ),
-    "tenant": frozenset({"name", "role", "cores", "memory", "gpus", "leases", "level"}),
+    "tenant": frozenset({"name", "role", "cores", "memory", "gpus", "licenses", "leases", "level"}),
     "node": STATIC_NODE_FIELDS | {"name", "free_cores", "free_memory", "free_gpus", "leases"},
     "pool": frozenset({"name", "leases", "minimum", "maximum"}),
     "clock": frozenset({"epoch_s", "hour", "minute", "weekday"}),
@@ -59,10 +60,13 @@ _BOUND = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*(\w+)\s*,
 _LOOP = re.compile(r"\b(?:all|exists|exists_one|map|filter)\b")
 _SAMPLE: dict[str, Any] = {
     "request": {
-        "cores": 1, "memory": 2**30, "gpus": 0, "class": "elastic", "pool": "default", "count": 1,
-        "together": False, "policy": "", "function": "", "labels": {}, "wait_s": 0.0,
+        "cores": 1, "memory": 2**30, "gpus": 0, "licenses": {}, "class": "elastic", "pool": "default",
+        "count": 1, "together": False, "policy": "", "function": "", "labels": {}, "wait_s": 0.0,
     },
-    "tenant": {"name": "", "role": "user", "cores": 0, "memory": 0, "gpus": 0, "leases": 0, "level": 0.0},
+    "tenant": {
+        "name": "", "role": "user", "cores": 0, "memory": 0, "gpus": 0, "licenses": {}, "leases": 0,
+        "level": 0.0,
+    },
     "node": {
         "name": "", "platform": "local", "cores": 1, "memory": 2**30, "gpus": 0, "labels": {},
         "free_cores": 1, "free_memory": 2**30, "free_gpus": 0, "leases": 0,

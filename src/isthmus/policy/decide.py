@@ -15,7 +15,7 @@ from isthmus.core.model import LeaseClass, Record, Resources
 from isthmus.policy import fairness, guarantees, limits, placement
 from isthmus.policy.fairness import STANDINGS_MAX, Standing
 from isthmus.policy.limits import Room
-from isthmus.policy.preemption import Wanted, victims
+from isthmus.policy.preemption import Wanted, idle_holders, victims
 from isthmus.policy.rules import Allow, Cap, Deny, Hurry, PolicySet, Prefer, Reclass, Rule
 from isthmus.policy.snapshot import Demand, Snapshot
 from isthmus.policy.weighing import CANDIDATES_MAX, Candidate, Weighing
@@ -92,13 +92,19 @@ class _Judgement:
             return self._no("deny", "pool", f"no pool named {self.demand.lease.pool!r}; there are {known}")
         room = limits.room(self.snapshot, self.demand, self.caps)
         if room.never:
-            return self._no("deny", "quota", room.reason)
+            return self._no("deny", room.block, room.reason)
         room = self._lent(room)
         wanted = self.demand.lease.count
         least = wanted if self.demand.lease.together else 1
         if room.leases < least:
-            return self._no("wait", room.block, room.reason)
+            return self._short(room)
         return self._place(min(wanted, room.leases), least, room)
+
+    def _short(self, room: Room) -> Decision:
+        """Wait; where the site has too little of something, leases that do not use theirs go for it."""
+        evict = idle_holders(self.snapshot, room.kind, room.short) if room.kind else ()
+        asked = f"; {len(evict)} idle leases are asked to leave" if evict else ""
+        return self._no("wait", room.block, room.reason + asked, evict=evict)
 
     def _lent(self, room: Room) -> Room:
         """The room that others' guarantees leave; lent nodes back none."""

@@ -1,5 +1,6 @@
 """A decision in words: what was asked, which rules fired, which nodes were weighed, what came out and why."""
 
+from isthmus.core import kinds
 from isthmus.core.units import format_bytes
 from isthmus.policy.decide import Decision
 from isthmus.policy.fairness import Standing
@@ -21,9 +22,10 @@ def in_words(demand: Demand, decision: Decision) -> tuple[str, ...]:
 
 def _headline(demand: Demand, decision: Decision) -> str:
     lease = demand.lease
-    gpus = f", {_count(lease.resources.gpus, 'GPU')}" if lease.resources.gpus else ""
+    gpus = [_count(lease.resources.gpus, "GPU")] if lease.resources.gpus else []
     together = " together" if lease.together else ""
-    each = f"{_count(lease.resources.cores, 'core')}, {format_bytes(lease.resources.memory_bytes)}{gpus}"
+    sizes = [_count(lease.resources.cores, "core"), format_bytes(lease.resources.memory_bytes), *gpus]
+    each = ", ".join(sizes + kinds.in_words(lease.resources.amounts))
     leases = f"{_count(lease.count, f'{lease.lease_class} lease')}{together}"
     asked = f"{demand.tenant} asked for {leases} of {each} from pool {lease.pool!r}"
     match decision.outcome:
@@ -84,7 +86,8 @@ def _turn(decision: Decision) -> list[str]:
 def _level(standing: Standing) -> str:
     used = f" and used {standing.used:.2%} on average lately" if standing.used else ""
     weight = f", weight {standing.weight:g}" if standing.weight != 1 else ""
+    dominant = kinds.noun(standing.dominant) if "." in standing.dominant else standing.dominant
     return (
-        f"{standing.tenant} holds {standing.held:.2%} of the site's {standing.dominant}{used}{weight}: "
+        f"{standing.tenant} holds {standing.held:.2%} of the site's {dominant}{used}{weight}: "
         f"level {standing.level:.4f}"
     )

@@ -1,6 +1,6 @@
 """Whose turn it is: dominant resource fairness over tenants, with weights, and a memory of what they used.
 
-    level of a tenant = max over cores, memory, GPUs of
+    level of a tenant = max over cores, memory, GPUs and whatever else is counted of
                         (what it holds now + what it held on average lately) / what the site has, / its weight
 
 The lowest level is served first, and the highest is asked first to give something back. "On average lately"
@@ -12,15 +12,15 @@ Invariant: pure. Not here: the queue that is ordered by it (`isthmus.leasing.wai
 """
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
 
+from isthmus.core import kinds
 from isthmus.core.ids import TenantId
 from isthmus.core.model import Record
 from isthmus.policy.rules import PolicySet
 from isthmus.policy.snapshot import Holding, Snapshot, Used
 
-Dominant = Literal["cores", "memory", "gpus"]
+Dominant = str  # cores, memory, gpus, or a further kind
 STANDINGS_MAX = 8  # of other tenants, kept with a decision
 
 
@@ -65,12 +65,15 @@ def spend(used: Used, more: Used, half_life_s: float) -> Used:
         memory_byte_s=used.memory_byte_s * kept + more.memory_byte_s,
         gpu_s=used.gpu_s * kept + more.gpu_s,
         at_s=max(used.at_s, more.at_s),
+        amount_s=kinds.sums(_scaled(used.amount_s, kept), more.amount_s),
     )
 
 
 def _standing(policies: PolicySet, snapshot: Snapshot, tenant: TenantId, holding: Holding) -> Standing:
-    held = _over_site(snapshot, holding.cores, holding.memory_bytes, holding.gpus)
+    held = _over_site(snapshot, holding.cores, holding.memory_bytes, holding.gpus, holding.amounts)
     used = _average(policies, snapshot, tenant)
+    if held.keys() != used.keys():
+        held, used = dict.fromkeys(used, 0.0) | held, dict.fromkeys(held, 0.0) | used
     weight = policies.terms_of(tenant).weight
     dominant = max(held, key=lambda resource: held[resource] + used[resource])
     return Standing(
@@ -91,16 +94,33 @@ def _average(policies: PolicySet, snapshot: Snapshot, tenant: TenantId) -> dict[
         return {"cores": 0.0, "memory": 0.0, "gpus": 0.0}
     remembered_s = half_life_s / math.log(2)  # the integral of what is left of each second
     kept = _decay(snapshot.clock_s - used.at_s, half_life_s) / remembered_s
-    return _over_site(snapshot, used.core_s * kept, used.memory_byte_s * kept, used.gpu_s * kept)
+    return _over_site(
+        snapshot,
+        used.core_s * kept,
+        used.memory_byte_s * kept,
+        used.gpu_s * kept,
+        _scaled(used.amount_s, kept),
+    )
 
 
-def _over_site(snapshot: Snapshot, cores: float, memory_bytes: float, gpus: float) -> dict[Dominant, float]:
+def _over_site(
+    snapshot: Snapshot, cores: float, memory_bytes: float, gpus: float, amounts: Mapping[str, float]
+) -> dict[Dominant, float]:
     total = snapshot.nodes.total
-    return {
+    shares = {
         "cores": cores / max(total.cores, 1),
         "memory": memory_bytes / max(total.memory_bytes, 1),
         "gpus": gpus / max(total.gpus, 1),
     }
+    for kind, amount in amounts.items():
+        stock = snapshot.stocks.get(kind)
+        if stock is not None:  # what the site has no more of is nobody's share
+            shares[kind] = amount / max(stock.total, 1)
+    return shares
+
+
+def _scaled(amounts: Mapping[str, float], factor: float) -> dict[str, float]:
+    return {kind: amount * factor for kind, amount in amounts.items()} if amounts else {}
 
 
 def _decay(age_s: float, half_life_s: float) -> float:

@@ -1,26 +1,35 @@
-"""How many more leases a tenant may have: quota, caps from rules, and the pool's maximum.
+"""How many more leases a tenant may have: quota, caps from rules, the pool's maximum, and what the site has
+of what is counted over all nodes.
 
 Invariant: pure arithmetic on holdings. Not here: whether a node has room (`placement.py`).
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from isthmus.core.model import Resources
+from isthmus.core import kinds
+from isthmus.core.kinds import Stock
+from isthmus.core.model import Quota, Resources
 from isthmus.policy.placement import BoolArray
 from isthmus.policy.rules import Cap
 from isthmus.policy.snapshot import Demand, Holding, NodeTable, Pool, Snapshot
 
 
 class Room(NamedTuple):
-    """`leases` more may be had now; `never`: not even if the tenant gave everything back."""
+    """`leases` more may be had now; `never`: not even if the tenant (or everybody) gave everything back.
+
+    kind, short   what of it is lacking, and how much, where that is the reason
+    """
 
     leases: int
     never: bool
-    block: Literal["quota", "pool", "guarantee"]
+    block: Literal["quota", "pool", "guarantee", "size", "capacity"]
     reason: str
+    kind: str = ""
+    short: int = 0
 
 
 class _Limit(NamedTuple):
@@ -29,6 +38,7 @@ class _Limit(NamedTuple):
     limit: int
     held: int
     need: int  # per lease
+    kind: str = ""  # of the further ones
 
 
 def room(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Room:
@@ -43,7 +53,10 @@ def room(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Room:
         if fitting < best.leases:
             best = Room(fitting, limit.limit // limit.need < least, "quota", _reason(limit))
     for reason in _spent(snapshot, demand, caps):
-        best = min(best, Room(0, False, "quota", reason), key=lambda room: room.leases)
+        best = min(best, Room(0, False, "quota", reason), key=_leases)
+    for kind, need in demand.lease.resources.amounts.items():
+        if kinds.is_site_wide(kind):
+            best = min(best, _stocked(snapshot, kind, need, least), key=_leases)
     return best
 
 
@@ -77,27 +90,41 @@ def too_large(nodes: NodeTable, resources: Resources, least: int, hosts: BoolArr
 def _limits(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Iterator[_Limit]:
     held = snapshot.tenants.get(demand.tenant, Holding())
     quota = demand.quota
-    yield from _four(
-        f"tenant {demand.tenant}", held, demand, quota.cores, quota.memory_bytes, quota.gpus, quota.leases
-    )
+    yield from _each(f"tenant {demand.tenant}", held, demand.lease.resources, quota)
     for cap in caps:
         whose = f"rule {cap.name!r}, per {cap.per}"
-        held = _held(snapshot, demand, cap)
-        yield from _four(whose, held, demand, cap.cores, cap.memory_bytes, cap.gpus, cap.leases)
+        yield from _each(whose, _held(snapshot, demand, cap), demand.lease.resources, cap)
 
 
-def _four(
-    whose: str, held: Holding, demand: Demand, cores: int, memory_bytes: int, gpus: int, leases: int
-) -> Iterator[_Limit]:
-    resources = demand.lease.resources
-    if cores:
-        yield _Limit(whose, "cores", cores, held.cores, resources.cores)
-    if memory_bytes:
-        yield _Limit(whose, "bytes of memory", memory_bytes, held.memory_bytes, resources.memory_bytes)
-    if gpus:
-        yield _Limit(whose, "GPUs", gpus, held.gpus, resources.gpus)
-    if leases:
-        yield _Limit(whose, "leases", leases, held.leases, 1)
+def _each(whose: str, held: Holding, need: Resources, most: Quota | Cap) -> Iterator[_Limit]:
+    if most.cores:
+        yield _Limit(whose, "cores", most.cores, held.cores, need.cores)
+    if most.memory_bytes:
+        yield _Limit(whose, "bytes of memory", most.memory_bytes, held.memory_bytes, need.memory_bytes)
+    if most.gpus:
+        yield _Limit(whose, "GPUs", most.gpus, held.gpus, need.gpus)
+    if most.leases:
+        yield _Limit(whose, "leases", most.leases, held.leases, 1)
+    wanted = need.amounts
+    for kind, limit in most.amounts.items():
+        yield _Limit(
+            whose, kinds.noun(kind), limit, held.amounts.get(kind, 0), wanted.get(kind, 0), kind=kind
+        )
+
+
+def _stocked(snapshot: Snapshot, kind: str, need: int, least: int) -> Room:
+    """How many leases the site's stock of a kind is enough for."""
+    noun = kinds.noun(kind)
+    stock = snapshot.stocks.get(kind, Stock(total=0))
+    if need * least > stock.total and snapshot.nodes.ids:  # without any node nothing is known yet
+        there_are = ", ".join(kinds.in_words({kind: one.total for kind, one in snapshot.stocks.items()}))
+        reason = f"the site has {stock.total or 'no'} {noun}, and {need * least} are asked for"
+        return Room(0, True, "size", reason if stock.total else f"{reason}; it has {there_are or 'none'}")
+    held = snapshot.held(kind)
+    free = max(stock.total - held - stock.others, 0)
+    others = f" ({stock.others} of them outside this site)" if stock.others else ""
+    reason = f"{held + stock.others} of {stock.total} {noun} are held{others}; each lease needs {need}"
+    return Room(free // need, False, "capacity", reason, kind, max(need * least - free, 0))
 
 
 def _spent(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Iterator[str]:
@@ -125,14 +152,20 @@ def _held(snapshot: Snapshot, demand: Demand, cap: Cap) -> Holding:
         memory_bytes=sum(held.memory_bytes for held in holdings),
         gpus=sum(held.gpus for held in holdings),
         leases=sum(held.leases for held in holdings),
+        amounts=functools.reduce(kinds.sums, (held.amounts for held in holdings), {}),
     )
+
+
+def _leases(room: Room) -> int:
+    return room.leases
 
 
 def _reason(limit: _Limit) -> str:
-    return (
-        f"{limit.whose} may hold {limit.limit} {limit.noun} and holds {limit.held}; "
-        f"each lease needs {limit.need} more"
+    most, held, need = (
+        kinds.number(limit.kind, count) if limit.kind else str(count)
+        for count in (limit.limit, limit.held, limit.need)
     )
+    return f"{limit.whose} may hold {most} {limit.noun} and holds {held}; each lease needs {need} more"
 
 
 def _pool_reason(name: str, pool: Pool) -> str:

@@ -11,6 +11,7 @@ Invariant: pure; what is chosen makes room for all that is missing, or nothing i
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from isthmus.core import kinds
 from isthmus.core.ids import LeaseId, NodeId, TenantId
 from isthmus.core.model import Resources
 from isthmus.policy import fairness, guarantees, placement
@@ -68,6 +69,20 @@ def victims(policies: PolicySet, snapshot: Snapshot, wanted: Wanted) -> tuple[Le
     return tuple(chosen)
 
 
+def idle_holders(snapshot: Snapshot, kind: str, short: int) -> tuple[LeaseId, ...]:
+    """Elastic leases that hold a site-wide kind and that nobody calls: enough to free `short` of it, the
+    youngest first; empty when that cannot be reached, or needs none.
+    """
+    holders = [lease for lease in snapshot.preemptible if kind in lease.amounts]
+    short -= sum(lease.amounts[kind] for lease in holders if lease.leaving)
+    chosen: list[LeaseId] = []
+    for lease in sorted(holders, key=lambda one: (-one.created_s, one.lease)):
+        if short > 0 and lease.idle and not lease.leaving:
+            chosen.append(lease.lease)
+            short -= lease.amounts[kind]
+    return tuple(chosen) if short <= 0 else ()
+
+
 class _Tenants:
     """How high each tenant stands, and how much may be taken from it, as the plan unfolds."""
 
@@ -97,6 +112,7 @@ class _Tenants:
             memory_bytes=held.memory_bytes - lease.memory_bytes,
             gpus=held.gpus - lease.gpus,
             leases=held.leases - 1,
+            amounts=kinds.sums(held.amounts, lease.amounts, -1),
         )
         self._levels.pop(lease.tenant, None)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from isthmus.core.api import LeaseRequest
 from isthmus.core.ids import LeaseId, NodeId, RequestId, TenantId
+from isthmus.core.kinds import Stock
 from isthmus.core.model import LENT_PLATFORM, Node, Quota, Record, Resources
 from isthmus.policy.shelves import IntArray, Shelves
 
@@ -35,6 +36,7 @@ class Holding(Record, frozen=True):
     memory_bytes: int = 0
     gpus: int = 0
     leases: int = 0
+    amounts: dict[str, int] = msgspec.field(default_factory=dict)  # of further kinds
 
 
 class Pool(Record, frozen=True):
@@ -54,6 +56,7 @@ class Used(Record, frozen=True):
     memory_byte_s: float = 0.0
     gpu_s: float = 0.0
     at_s: float = 0.0
+    amount_s: dict[str, float] = msgspec.field(default_factory=dict)  # of further kinds
 
 
 class Preemptible(Record, frozen=True):
@@ -70,6 +73,7 @@ class Preemptible(Record, frozen=True):
     leaving: bool = False
     idle: bool = False
     tenant: TenantId = TenantId("")
+    amounts: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class NodeRow(Record, frozen=True):
@@ -122,6 +126,7 @@ class SnapshotRecord(Record, frozen=True):
     waiting: tuple[TenantId, ...] = ()
     spent_core_h: dict[int, float] = msgspec.field(default_factory=dict)
     signals: dict[str, float] = msgspec.field(default_factory=dict)
+    stocks: dict[str, Stock] = msgspec.field(default_factory=dict)
 
 
 class NodeTable:
@@ -217,6 +222,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     waiting       tenants with a request in the queue
     spent_core_h  core-hours that the asking tenant was billed within the last N hours, by N
     signals       what the site's source of signals says now: carbon, price, ...
+    stocks        what there is of site-wide kinds
     """
 
     nodes: NodeTable
@@ -228,6 +234,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     waiting: tuple[TenantId, ...] = ()
     spent_core_h: Mapping[int, float] = msgspec.field(default_factory=dict)
     signals: Mapping[str, float] = msgspec.field(default_factory=dict)
+    stocks: Mapping[str, Stock] = msgspec.field(default_factory=dict)
+
+    def held(self, kind: str) -> int:
+        """How much of it tenants hold together."""
+        return sum(holding.amounts.get(kind, 0) for holding in self.tenants.values())
 
     def record(self) -> SnapshotRecord:
         return SnapshotRecord(
@@ -240,6 +251,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             waiting=self.waiting,
             spent_core_h=dict(self.spent_core_h),
             signals=dict(self.signals),
+            stocks=dict(self.stocks),
         )
 
 
@@ -254,6 +266,7 @@ def from_record(record: SnapshotRecord) -> Snapshot:
         waiting=record.waiting,
         spent_core_h=record.spent_core_h,
         signals=record.signals,
+        stocks=record.stocks,
     )
 
 

@@ -20,7 +20,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from isthmus.core.model import COUNT_MAX
+from isthmus.core.kinds import COUNT_MAX
 from isthmus.core.units import parse_bytes
 
 HALF_LIFE_H_MAX = 24.0 * 365

@@ -8,6 +8,7 @@ are built, because the CEL library copies each of them.
 from collections.abc import Iterable
 from typing import Any
 
+from isthmus.core.kinds import is_site_wide, license_of
 from isthmus.policy.conditions import OPEN_VARIABLES, STATIC_NODE_FIELDS
 from isthmus.policy.snapshot import Demand, Holding, NodeTable, Pool, Shape, Snapshot
 
@@ -64,6 +65,7 @@ def _everything(snapshot: Snapshot, demand: Demand, level: float) -> dict[str, d
             "cores": lease.resources.cores,
             "memory": lease.resources.memory_bytes,
             "gpus": lease.resources.gpus,
+            "licenses": lease.resources.licenses,
             "class": lease.lease_class.value,
             "pool": lease.pool,
             "count": lease.count,
@@ -79,6 +81,9 @@ def _everything(snapshot: Snapshot, demand: Demand, level: float) -> dict[str, d
             "cores": holding.cores,
             "memory": holding.memory_bytes,
             "gpus": holding.gpus,
+            "licenses": {
+                license_of(kind): count for kind, count in holding.amounts.items() if is_site_wide(kind)
+            },
             "leases": holding.leases,
             "level": level,
         },

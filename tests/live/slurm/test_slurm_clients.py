@@ -14,7 +14,7 @@ from isthmus.core.model import LeaseClass, Resources
 from isthmus.core.settings import RestSettings, SlurmSettings, SshSettings
 from isthmus.platforms.slurm import checks, open_client, reasons
 from isthmus.platforms.slurm.client import RefusedError
-from isthmus.platforms.slurm.records import GONE, JobRequest, Program, allocation_of
+from isthmus.platforms.slurm.records import GONE, JobRequest, License, Program, allocation_of
 from tests.live.slurm.waiting import wait_for
 
 PLACES = ["here", "ssh", "rest"]
@@ -108,6 +108,22 @@ def test_a_program_runs_in_a_job_that_is_ours_until_it_is_cancelled(settings_of,
         await until_over(client, number)
         assert reasons.allocation_state((await client.state(number))[0]) == "ended"
         await client.cancel_named(request.allocation)  # nothing is left to cancel: fine
+
+    tell(settings_of(place), story)
+
+
+@every_place
+def test_licences_are_asked_for_and_told_from_every_place(settings_of, place, tmp_path):
+    request = msgspec.structs.replace(asked(tmp_path, "n4"), licenses={"matlab": 2})
+
+    async def story(client):
+        assert await client.licenses() == (License(name="matlab", total=4, free=4),)
+        number = await client.take(request)
+        (job,) = [job for job in await client.jobs() if allocation_of(job, "5173") == request.allocation]
+        assert job.licenses == {"matlab": 2}
+        assert await client.licenses() == (License(name="matlab", total=4, free=2),)
+        await client.cancel(number)
+        await until_over(client, number)
 
     tell(settings_of(place), story)
 

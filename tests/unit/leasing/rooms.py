@@ -118,7 +118,7 @@ class Room:
     ) -> None:
         self.loop = loop
         self.clock = VirtualClock(loop)
-        self.platform = MemoryPlatform(nodes)
+        self.platform = MemoryPlatform(nodes, settings.licenses)
         self.agents = ObedientAgents()
         self.path = path
         self.settings = settings

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,14 +16,18 @@ from isthmus.platforms.slurm.records import JobRequest, Program, allocation_of
 
 AL = AllocationId("al_1")
 SQUEUE = (
-    "12|n2|RUNNING|None|2|100M|1795511987|isthmus:5173:al_1|.\n"
-    "13||PENDING|Resources|4|1.50G|N/A|(null)|.\n"
-    "14|n[1-3]|COMPLETING|None|12|0|1795511999|a | b|.\n"
+    "12|n2|RUNNING|None|2|100M|1795511987|matlab:2|isthmus:5173:al_1|.\n"
+    "13||PENDING|Resources|4|1.50G|N/A|(null)|(null)|.\n"
+    "14|n[1-3]|COMPLETING|None|12|0|1795511999|ansys@flex:3,vep|a | b|.\n"
 )
 SINFO = (
     "n1   |idle*  |0/4/0/4  |8192 |0   |(null)               |gpu:0             |(null)   |\n"
     "g1   |mixed- |3/13/0/16|64000|4096|gpu:a100:4(S:0-1)    |gpu:a100:2(IDX:0-1)|ib,nvme |\n"
     "g1   |mixed- |3/13/0/16|64000|4096|gpu:a100:4(S:0-1)    |gpu:a100:2(IDX:0-1)|ib,nvme |\n"
+)
+LICENSES = (
+    "LicenseName=matlab Total=4 Used=3 Free=1 Reserved=0 Remote=no\n"
+    "LicenseName=vep@flex Total=9 Used=2 Free=7 Reserved=2 Remote=yes LastConsumed=0 LastDeficit=0\n"
 )
 SCONTROL = "JobId=12 JobName=x JobState=TIMEOUT Reason=TimeLimit Dependency=(null) PreemptTime=None\n"
 
@@ -57,7 +62,7 @@ def test_the_agent_is_started_like_this():
 
 def test_everything_is_looked_at_like_this():
     assert " ".join(commands.list_jobs("ada")) == (
-        "squeue --noheader --all --states=all --user=ada --format=%A|%N|%T|%r|%C|%m|%e|%k|."
+        "squeue --noheader --all --states=all --user=ada --format=%A|%N|%T|%r|%C|%m|%e|%W|%k|."
     )
     assert commands.list_nodes(SlurmSettings(partition="b"))[-1] == "--partition=b"
     assert commands.cancel_named("ada", AL) == ("scancel", "--user=ada", "--name=isthmus-al_1")
@@ -78,6 +83,11 @@ def test_jobs_are_read_with_times_memory_and_comments():
     assert allocation_of(ours, "other") is None
     assert (waiting.reason, waiting.memory_bytes, waiting.ends_s) == ("Resources", 3 * 2**29, float("inf"))
     assert foreign.comment == "a | b"
+    assert (ours.licenses, waiting.licenses, foreign.licenses) == (
+        {"matlab": 2},
+        {},
+        {"ansys@flex": 3, "vep": 1},
+    )
 
 
 def test_nodes_are_read_once_with_what_is_held():
@@ -85,6 +95,21 @@ def test_nodes_are_read_once_with_what_is_held():
     assert (plain.state, plain.cores, plain.gpus, plain.features) == ("idle", 4, 0, ())
     assert (rich.cores, rich.cores_held, rich.gpus, rich.gpus_held) == (16, 3, 4, 2)
     assert (rich.state, rich.features, rich.memory_held_bytes) == ("mixed", ("ib", "nvme"), 4096 * 2**20)
+
+
+def test_licences_are_read_with_what_is_free_and_reserved():
+    matlab, vep = parsing.licenses(LICENSES)
+    assert (matlab.name, matlab.total, matlab.free, matlab.reserved) == ("matlab", 4, 1, 0)
+    assert (vep.name, vep.total, vep.free, vep.reserved) == ("vep@flex", 9, 7, 2)
+    assert parsing.licenses("No licenses configured in Slurm.\n") == ()
+    for text in (LICENSES[:-1], "LicenseName=matlab Total=4\n", "slurm_load_licenses error\n"):
+        with pytest.raises(SlurmOutputError):
+            parsing.licenses(text)
+
+
+def test_licences_are_asked_for_by_name_and_number():
+    request = msgspec.structs.replace(asked(), licenses={"vep": 1, "matlab": 2, "none": 0})
+    assert commands.allocate(SlurmSettings(), request)[-1] == "--licenses=matlab:2,vep:1"
 
 
 def test_one_job_is_read():
@@ -121,7 +146,10 @@ LINE = st.lists(
     )
 )
 def test_any_text_gives_values_or_the_typed_error(text):
-    for read in (parsing.jobs, parsing.nodes, parsing.granted, parsing.shown_state):
+    for read in (
+        parsing.jobs, parsing.nodes, parsing.granted, parsing.shown_state, parsing.licenses,
+        parsing.licenses_held,
+    ):  # fmt: skip
         with contextlib.suppress(SlurmOutputError):
             read(text)
 

@@ -16,12 +16,12 @@ from isthmus.core.model import LeaseClass, Resources
 from isthmus.core.settings import RestSettings, SlurmSettings, SshSettings
 from isthmus.platforms.slurm import open_client, rest_shapes
 from isthmus.platforms.slurm.parsing import SlurmOutputError
-from isthmus.platforms.slurm.records import Job, JobRequest, NodeUse, Program
+from isthmus.platforms.slurm.records import Job, JobRequest, License, NodeUse, Program
 from isthmus.platforms.slurm.tokens import Tokens, expiry_s
 
 REQUEST = JobRequest(
     site="5173", allocation=AllocationId("al_1"), node=NodeId("n1"), lease_class=LeaseClass.ELASTIC,
-    resources=Resources(cores=2, memory="100MiB", gpus=1),
+    resources=Resources(cores=2, memory="100MiB", gpus=1, licenses={"matlab": 2}), licenses={"matlab": 2},
     program=Program(words=("agent", "--x y"), environ={"KEY": "it's"}, log="/s/srun.log"),
 )  # fmt: skip
 SETTINGS = SlurmSettings(partition="batch", elastic_partition="scavenge", account="chem", gpu_type="a100")
@@ -30,7 +30,7 @@ OLD_JOB = {
     "job_id": 12, "nodes": "n2", "job_state": "RUNNING", "state_reason": "None", "cpus": 2,
     "user_name": "ada", "memory_per_node": 100, "tres_alloc_str": "cpu=2,mem=100M,node=1",
     "end_time": 1795511987,
-    "comment": "isthmus:5173:al_1", "preempt_time": 0,
+    "comment": "isthmus:5173:al_1", "preempt_time": 0, "licenses": "matlab:2",
 }  # fmt: skip
 NEW_JOB = OLD_JOB | {
     "job_state": ["RUNNING"],
@@ -41,7 +41,7 @@ NEW_JOB = OLD_JOB | {
 }
 JOB = Job(
     job=12, node=NodeId("n2"), state="RUNNING", reason="None", cores=2, memory_bytes=100 << 20,
-    ends_s=1795511987, comment="isthmus:5173:al_1",
+    ends_s=1795511987, comment="isthmus:5173:al_1", licenses={"matlab": 2},
 )  # fmt: skip
 OLD_NODE = {
     "name": "g1", "state": "mixed", "state_flags": [], "cpus": 16, "alloc_cpus": 3, "real_memory": 64000,
@@ -71,6 +71,7 @@ def test_a_lease_is_asked_for_in_the_words_of_each_interface():
         "current_working_directory": "/", "standard_output": "/s/srun.log", "partition": "scavenge",
         "account": "chem", "nodelist": "n1", "nodes": 1, "memory_per_node": 100, "time_limit": 60,
         "open_mode": "append", "no_requeue": True, "gres": "gpu:a100:1",
+        "licenses": "matlab:2",
         "environment": {"PATH": "/usr/local/bin:/usr/bin:/bin", "KEY": "it's"},
     }  # fmt: skip
     new = rest_shapes.submission(SETTINGS, REQUEST, 41)["job"]
@@ -79,7 +80,7 @@ def test_a_lease_is_asked_for_in_the_words_of_each_interface():
     assert new["tres_per_node"] == "gres/gpu:a100:1"
     assert new["memory_per_node"] == {"set": True, "infinite": False, "number": 100}
     assert new["environment"] == ["PATH=/usr/local/bin:/usr/bin:/bin", "KEY=it's"]
-    assert new["requeue"] is False
+    assert (new["requeue"], new["licenses"]) == (False, "matlab:2")
     assert "nodelist" not in new
     assert "script" in rest_shapes.submission(SETTINGS, REQUEST, 40)
 
@@ -90,6 +91,13 @@ def test_jobs_are_read_from_old_and_new(row):
     ending = row | {"job_state": ["CANCELLED", "COMPLETING"], "preempt_time": 5}
     assert rest_shapes.job_state({"jobs": [ending]}) == ("PREEMPTED", "None")
     assert rest_shapes.job_state({"jobs": [row]}) == ("RUNNING", "None")
+
+
+def test_licences_are_read_with_what_is_free():
+    row = {"LicenseName": "matlab", "Total": 4, "Used": 3, "Free": 1, "Reserved": 0, "Remote": False}
+    assert rest_shapes.licenses({"licenses": [row]}) == (License(name="matlab", total=4, free=1),)
+    with pytest.raises(SlurmOutputError):
+        rest_shapes.licenses({"licenses": [row | {"Free": "few"}]})
 
 
 @pytest.mark.parametrize("row", [OLD_NODE, NEW_NODE], ids=["v0.0.38", "v0.0.40"])

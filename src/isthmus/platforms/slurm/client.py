@@ -14,7 +14,7 @@ from typing import Protocol
 
 from isthmus.core.errors import SiteUnavailableError
 from isthmus.core.ids import AllocationId
-from isthmus.platforms.slurm.records import Job, JobRequest, NodeUse
+from isthmus.platforms.slurm.records import Job, JobRequest, License, NodeUse
 
 
 class RefusedError(SiteUnavailableError):
@@ -39,6 +39,10 @@ class SlurmClient(Protocol):
 
     async def nodes(self) -> tuple[NodeUse, ...]:
         """Of our partitions, each once; of all where none is set."""
+        ...
+
+    async def licenses(self) -> tuple[License, ...]:
+        """All that Slurm counts."""
         ...
 
     async def state(self, job: int) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from isthmus.core.settings import SlurmSettings
 from isthmus.platforms.slurm import commands, parsing
 from isthmus.platforms.slurm.client import RefusedError, Started
 from isthmus.platforms.slurm.commands import Command
-from isthmus.platforms.slurm.records import GONE, Job, JobRequest, NodeUse
+from isthmus.platforms.slurm.records import GONE, Job, JobRequest, License, NodeUse
 from isthmus.platforms.slurm.running import CommandFailedError, Running
 
 _UNREACHABLE = re.compile(
@@ -34,6 +34,9 @@ class CommandClient:
 
     async def nodes(self) -> tuple[NodeUse, ...]:
         return parsing.nodes(await self._run(commands.list_nodes(self._settings)))
+
+    async def licenses(self) -> tuple[License, ...]:
+        return parsing.licenses(await self._run(commands.list_licenses()))
 
     async def state(self, job: int) -> tuple[str, str]:
         try:

@@ -14,7 +14,7 @@ from isthmus.platforms.slurm.records import JobRequest, job_name, minutes
 
 MARK = "."  # the last field of every line
 SEPARATOR = "|"
-JOB_FIELDS = ("%A", "%N", "%T", "%r", "%C", "%m", "%e", "%k")
+JOB_FIELDS = ("%A", "%N", "%T", "%r", "%C", "%m", "%e", "%W", "%k")
 NODE_FIELDS = ("NodeList", "StateLong", "CPUsState", "Memory", "AllocMem", "Gres", "GresUsed", "Features")
 FIELD_WIDTH = 160  # sinfo cuts longer fields; hostnames and GRES are shorter
 
@@ -32,6 +32,10 @@ def list_nodes(settings: SlurmSettings) -> Command:
     command = ("sinfo", "--noheader", "--Node", f"--Format={fields}")
     wanted = sorted({name for name in (settings.partition, settings.elastic_partition) if name})
     return (*command, f"--partition={','.join(wanted)}") if settings.partition else command
+
+
+def list_licenses() -> Command:
+    return ("scontrol", "--oneliner", "show", "licenses")
 
 
 def show_job(job: int) -> Command:
@@ -67,6 +71,7 @@ def allocate(settings: SlurmSettings, request: JobRequest) -> Command:
         "constraint": settings.constraint,
         "reservation": settings.reservation,
         "gres": request.gpus(settings),
+        "licenses": request.licenses_in_words,
     }
     return (
         "salloc",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from isthmus.core.errors import SiteUnavailableError
 from isthmus.core.ids import NodeId
 from isthmus.platforms.slurm.commands import JOB_FIELDS, MARK, NODE_FIELDS, SEPARATOR
-from isthmus.platforms.slurm.records import NEVER_S, Job, NodeUse
+from isthmus.platforms.slurm.records import NEVER_S, Job, License, NodeUse
 
 MULTIPLE = {"K": 2**10, "M": 2**20, "": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}  # of memory
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)([KMGTP]?)[cn]?")
@@ -19,6 +19,9 @@ _GRANTED = re.compile(r"Granted job allocation (\d+)")
 _STATE = re.compile(r"\bJobState=([A-Z_]+)")
 _PREEMPTED = re.compile(r"\bPreemptTime=\d")
 _REASON = re.compile(r"\bReason=(\S+)")
+_LICENSE = re.compile(r"LicenseName=(\S+) (.*)")
+_COUNT = re.compile(r"\b(Total|Free|Reserved)=(\d+)")
+_HELD = re.compile(r"([^:,;]+)(?::(\d{1,9}))?(?=[,;]|$)")
 _NODE_FLAGS = "*~#!%$@+^-"
 
 
@@ -35,6 +38,36 @@ def nodes(text: str) -> tuple[NodeUse, ...]:
     """Of `commands.list_nodes`; a node of several partitions once. Raises SlurmOutputError."""
     found = {use.node: use for use in (_node(fields) for fields in _node_lines(text))}
     return tuple(found.values())
+
+
+def licenses(text: str) -> tuple[License, ...]:
+    """Of `commands.list_licenses`. Raises SlurmOutputError."""
+    if text and not text.endswith("\n"):
+        raise SlurmOutputError(f"the output ends within a line: {_excerpt(text[-80:])}")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return tuple(_license(line) for line in lines if not line.startswith("No licenses"))
+
+
+def licenses_held(text: str) -> dict[str, int]:
+    """`matlab:2,ansys` of a job, `(null)` for none; without a number it is one. Alternatives count nothing:
+    Slurm does not say which was taken.
+    """
+    if text in ("(null)", "N/A") or "|" in text:
+        return {}
+    return {name: int(count or 1) for name, count in _HELD.findall(text)}
+
+
+def _license(line: str) -> License:
+    found = _LICENSE.fullmatch(line)
+    counts = dict(_COUNT.findall(found[2])) if found is not None else {}
+    if found is None or not {"Total", "Free"} <= set(counts):
+        raise SlurmOutputError(f"scontrol printed a licence as {_excerpt(line)}")
+    return License(
+        name=found[1],
+        total=_number(counts["Total"]),
+        free=_number(counts["Free"]),
+        reserved=_number(counts.get("Reserved", "0")),
+    )
 
 
 def granted(text: str) -> int:
@@ -55,7 +88,7 @@ def shown_state(text: str) -> tuple[str, str]:
 
 
 def _job(fields: list[str]) -> Job:
-    job, node, state, reason, cores, memory, ends, comment = fields
+    job, node, state, reason, cores, memory, ends, held, comment = fields
     return Job(
         job=_number(job),
         node=NodeId(node),
@@ -65,6 +98,7 @@ def _job(fields: list[str]) -> Job:
         memory_bytes=_memory_bytes(memory),
         ends_s=_number(ends) if ends.isdecimal() else NEVER_S,
         comment=comment,
+        licenses=licenses_held(held),
     )
 
 

@@ -14,14 +14,16 @@ import asyncio
 import hashlib
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from isthmus.core import kinds
 from isthmus.core.errors import NoCapacityError, SiteUnavailableError
 from isthmus.core.ids import AllocationId, NodeId
+from isthmus.core.kinds import HeldBy, Stock
 from isthmus.core.model import LeaseClass, Node, Resources
 from isthmus.core.settings import Settings
 from isthmus.core.units import format_bytes
@@ -69,6 +71,7 @@ class SlurmPlatform:
     ) -> None:
         self._settings = settings.slurm
         self._node_settings = settings.node
+        self._licenses = settings.leasing.licenses
         self._agents = Path(settings.slurm.agent_dir or state / "agents")
         self._log_path = str((self._agents if settings.slurm.agent_dir else state / "logs") / "srun.log")
         tunnel = settings.slurm.ssh.tunnel and f"http://{settings.slurm.ssh.tunnel}"
@@ -130,6 +133,18 @@ class SlurmPlatform:
             other_gpus=max(0, use.gpus_held - gpus_ours),
         )
 
+    async def stocks(self) -> dict[str, Stock]:
+        """Slurm's licences, and those that only the settings name."""
+        reading, jobs = await asyncio.gather(self._watch.licenses(), self._watch.jobs())
+        stocks = {kind: Stock(total=count) for kind, count in kinds.amounts(self._licenses).items()}
+        ours = [job for job in jobs.rows if self._is_ours(job) and job.state in reasons.HOLDING]
+        for row in reading.rows:
+            held = sum(job.licenses.get(row.name, 0) for job in ours)
+            others = max(0, row.total - row.free - held) + row.reserved
+            for kind, total in kinds.amounts({row.name: row.total}).items():
+                stocks[kind] = _fewer(Stock(total=total, others=min(others, total)), stocks.get(kind))
+        return stocks
+
     async def allocations(self) -> dict[AllocationId, AllocationState] | None:
         """None when Slurm cannot be asked."""
         try:
@@ -155,10 +170,12 @@ class SlurmPlatform:
     def _adopt(self, allocation: AllocationId, job: Job) -> None:
         if allocation in self._held:
             return
-        resources = Resources(cores=max(1, job.cores), memory=max(16 * 2**20, job.memory_bytes))
+        resources = Resources(
+            cores=max(1, job.cores), memory=max(16 * 2**20, job.memory_bytes), licenses=job.licenses
+        )
         found = Allocation(
             allocation=allocation, node=job.node, state="running", resources=resources,
-            closes_s=self._closes_s(job.ends_s),
+            closes_s=self._closes_s(job.ends_s), holds=_held(job.licenses),
         )  # fmt: skip
         _log.info("found our job again", allocation=allocation, job=job.job, node=job.node)
         self._held[allocation] = _Held(job.job, found, time.monotonic())
@@ -230,7 +247,7 @@ class SlurmPlatform:
         program = self._program(allocation, node, resources)
         request = JobRequest(
             site=self._site, allocation=allocation, node=node, resources=resources, lease_class=lease_class,
-            program=program,
+            program=program, licenses=await self._counted(resources),
         )  # fmt: skip
         try:
             job = await self._allocate(request)
@@ -239,7 +256,7 @@ class SlurmPlatform:
             raise
         taken = Allocation(
             allocation=allocation, node=node, state="running", resources=resources,
-            closes_s=self._closes_s(began_s + self._settings.time_limit_s),
+            closes_s=self._closes_s(began_s + self._settings.time_limit_s), holds=_held(request.licenses),
         )  # fmt: skip
         self._held[allocation] = _Held(job, taken, time.monotonic())
         try:
@@ -248,6 +265,13 @@ class SlurmPlatform:
             await asyncio.shield(self._release_quietly(allocation))
             raise
         return taken
+
+    async def _counted(self, resources: Resources) -> dict[str, int]:
+        """The licences that Slurm knows; it refuses a job that asks for others."""
+        if not resources.licenses:
+            return {}
+        known = {row.name for row in (await self._watch.licenses()).rows}
+        return {name: count for name, count in resources.licenses.items() if name in known}
 
     async def _allocate(self, request: JobRequest) -> int:
         """The number of a job that runs. Raises NoCapacityError, SiteUnavailableError."""
@@ -399,3 +423,14 @@ class SlurmPlatform:
 
     def _is_ours(self, job: Job) -> bool:
         return allocation_of(job, self._site) is not None
+
+
+def _held(licenses: Mapping[str, int]) -> dict[str, HeldBy]:
+    return dict.fromkeys(kinds.amounts(licenses), "slurm")
+
+
+def _fewer(stock: Stock, named: Stock | None) -> Stock:
+    """Slurm's, or this site's part of them as the settings name it."""
+    if named is None or named.total >= stock.total:
+        return stock
+    return Stock(total=named.total, others=max(0, stock.others - (stock.total - named.total)))

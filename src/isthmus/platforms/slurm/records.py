@@ -6,6 +6,8 @@ Not here: how a request is rendered (`commands.py`, `rest_shapes.py`) or an answ
 
 from collections.abc import Mapping
 
+import msgspec
+
 from isthmus.core.ids import AllocationId, NodeId
 from isthmus.core.model import LeaseClass, Record, Resources
 from isthmus.core.settings import SlurmSettings
@@ -25,6 +27,7 @@ class Job(Record, frozen=True):
     memory_bytes: int
     ends_s: float
     comment: str
+    licenses: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class NodeUse(Record, frozen=True):
@@ -41,6 +44,15 @@ class NodeUse(Record, frozen=True):
     features: tuple[str, ...]
 
 
+class License(Record, frozen=True):
+    """`reserved`: kept by reservations."""
+
+    name: str
+    total: int
+    free: int
+    reserved: int = 0
+
+
 class Program(Record, frozen=True):
     """What runs in a job: the agent.
 
@@ -54,7 +66,10 @@ class Program(Record, frozen=True):
 
 
 class JobRequest(Record, frozen=True):
-    """One job on one node for one allocation of the site of this name."""
+    """One job on one node for one allocation of the site of this name.
+
+    licenses  those of its resources that Slurm counts
+    """
 
     site: str
     allocation: AllocationId
@@ -62,6 +77,12 @@ class JobRequest(Record, frozen=True):
     resources: Resources
     lease_class: LeaseClass
     program: Program
+    licenses: dict[str, int] = msgspec.field(default_factory=dict)
+
+    @property
+    def licenses_in_words(self) -> str:
+        """`ansys:1,matlab:2`; empty for none."""
+        return ",".join(f"{name}:{count}" for name, count in sorted(self.licenses.items()) if count)
 
     @property
     def name(self) -> str:

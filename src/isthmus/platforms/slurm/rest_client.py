@@ -21,7 +21,7 @@ from isthmus.core.ids import AllocationId
 from isthmus.core.settings import SlurmSettings
 from isthmus.platforms.slurm import reasons, rest_shapes
 from isthmus.platforms.slurm.client import RefusedError
-from isthmus.platforms.slurm.records import GONE, Job, JobRequest, NodeUse, job_name
+from isthmus.platforms.slurm.records import GONE, Job, JobRequest, License, NodeUse, job_name
 from isthmus.platforms.slurm.running import CONCURRENCY_MAX
 from isthmus.platforms.slurm.tokens import Tokens
 
@@ -83,6 +83,9 @@ class RestClient:
         wanted = {self._settings.partition, self._settings.elastic_partition} - {""}
         answer = await self._slurm("GET", "nodes")
         return rest_shapes.nodes(answer, wanted if self._settings.partition else ())
+
+    async def licenses(self) -> tuple[License, ...]:
+        return rest_shapes.licenses(await self._slurm("GET", "licenses"))
 
     async def state(self, job: int) -> tuple[str, str]:
         try:

@@ -14,8 +14,8 @@ from typing import Any
 
 from isthmus.core.ids import NodeId
 from isthmus.core.settings import SlurmSettings
-from isthmus.platforms.slurm.parsing import MULTIPLE, SlurmOutputError, gpus
-from isthmus.platforms.slurm.records import NEVER_S, Job, JobRequest, NodeUse, minutes
+from isthmus.platforms.slurm.parsing import MULTIPLE, SlurmOutputError, gpus, licenses_held
+from isthmus.platforms.slurm.records import NEVER_S, Job, JobRequest, License, NodeUse, minutes
 
 OLDEST, NEWEST = 38, 46  # of the interface, v0.0.N
 UNKNOWN_JOB = 2017  # ESLURM_INVALID_JOB_ID
@@ -61,6 +61,7 @@ def submission(settings: SlurmSettings, request: JobRequest, interface: int) -> 
         "account": settings.account,
         "constraints": settings.constraint,
         "reservation": settings.reservation,
+        "licenses": request.licenses_in_words,
     }
     job: dict[str, Any] = {
         "name": request.name,
@@ -153,6 +154,18 @@ def nodes(answer: Any, partitions: Iterable[str]) -> tuple[NodeUse, ...]:
     return tuple(_node(row) for row in rows if not wanted or wanted & set(_rows(row.get("partitions"))))
 
 
+def licenses(answer: Any) -> tuple[License, ...]:
+    return tuple(
+        License(
+            name=_text(row, "LicenseName"),
+            total=_number(row.get("Total")),
+            free=_number(row.get("Free")),
+            reserved=_number(row.get("Reserved"), 0),
+        )
+        for row in _list(answer, "licenses")
+    )
+
+
 def partitions(answer: Any) -> frozenset[str]:
     return frozenset(_text(row, "name") for row in _list(answer, "partitions"))
 
@@ -177,6 +190,7 @@ def _job(row: Mapping[str, Any]) -> Job:
         memory_bytes=_memory_bytes(row),
         ends_s=ends_s or NEVER_S,
         comment=str(row.get("comment") or ""),
+        licenses=licenses_held(str(row.get("licenses") or "")),
     )
 
 

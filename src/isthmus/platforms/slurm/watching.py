@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, NamedTuple, TypeVar
 
 from isthmus.platforms.slurm.client import SlurmClient
-from isthmus.platforms.slurm.records import Job, NodeUse
+from isthmus.platforms.slurm.records import Job, License, NodeUse
 
 T = TypeVar("T")
+NONE_S = 60.0  # how often a cluster that counts no licences is asked for them
 
 
 class Reading(NamedTuple, Generic[T]):
@@ -28,6 +29,10 @@ class _Cached(Generic[T]):
         self._life_s = life_s
         self._lock = asyncio.Lock()
         self._latest: Reading[T] | None = None
+
+    @property
+    def latest(self) -> Reading[T] | None:
+        return self._latest
 
     async def get(self, not_before: float) -> Reading[T]:
         """A reading of this tick that began after `not_before`; whoever asks meanwhile waits for the same."""
@@ -45,6 +50,7 @@ class Watch:
     def __init__(self, client: SlurmClient, tick_s: float) -> None:
         self._jobs = _Cached(client.jobs, tick_s / 2)
         self._nodes = _Cached(client.nodes, tick_s / 2)
+        self._licenses = _Cached(client.licenses, tick_s / 2)
 
     async def jobs(self, not_before: float = 0.0) -> Reading[Job]:
         """Raises SiteUnavailableError."""
@@ -53,3 +59,10 @@ class Watch:
     async def nodes(self, not_before: float = 0.0) -> Reading[NodeUse]:
         """Raises SiteUnavailableError."""
         return await self._nodes.get(not_before)
+
+    async def licenses(self) -> Reading[License]:
+        """Raises SiteUnavailableError."""
+        latest = self._licenses.latest
+        if latest is not None and not latest.rows and time.monotonic() - latest.began_at < NONE_S:
+            return latest
+        return await self._licenses.get(0.0)

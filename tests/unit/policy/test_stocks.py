@@ -1,0 +1,165 @@
+"""Licences: counted over the whole site, whatever node they are used on."""
+
+import msgspec
+import pytest
+
+from isthmus.core.ids import TenantId
+from isthmus.core.kinds import Stock
+from isthmus.core.model import LeaseClass, Quota, Resources
+from isthmus.policy import Decision, Demand, Snapshot, decide, fairness, in_words, load_policies
+from isthmus.policy.rules import ALLOW_ALL, PolicySet
+from isthmus.policy.snapshot import Holding, Preemptible, Used, from_record
+from tests.unit.policy.situations import demand, elastic, node, snapshot
+
+MATLAB = "licenses.matlab"
+ALICE, BOB = TenantId("alice"), TenantId("bob")
+
+
+def site(
+    held: dict[str, int] | None = None,
+    total: int = 4,
+    others: int = 0,
+    preemptible: tuple[Preemptible, ...] = (),
+) -> Snapshot:
+    """One large node, and licences; held: by tenant."""
+    holdings = {
+        name: Holding(cores=count, leases=count, amounts={MATLAB: count})
+        for name, count in (held or {}).items()
+    }
+    situation = snapshot(node("n", free=64, cores=64), held=holdings, preemptible=preemptible)
+    return msgspec.structs.replace(situation, stocks={MATLAB: Stock(total=total, others=others)})
+
+
+def asks(matlab: int = 1, count: int = 1, quota: Quota = Quota(), **more: object) -> Demand:
+    plain = demand(count=count, quota=quota, **more)  # type: ignore[arg-type]
+    resources = Resources(licenses={"matlab": matlab})
+    return msgspec.structs.replace(plain, lease=msgspec.structs.replace(plain.lease, resources=resources))
+
+
+def holding(name: str, matlab: int = 1, **more: object) -> Preemptible:
+    return msgspec.structs.replace(elastic(name, "n", **more), amounts={MATLAB: matlab})  # type: ignore[arg-type]
+
+
+def verdict(situation: Snapshot, asked: Demand, policies: PolicySet = ALLOW_ALL) -> Decision:
+    decision = decide(policies, situation, asked)
+    replayed = decide(policies, from_record(situation.record()), asked)
+    assert replayed == decision
+    return decision
+
+
+def test_what_is_free_is_granted_and_the_rest_waits_with_the_numbers() -> None:
+    assert verdict(site({"bob": 3}), asks(1)).outcome == "grant"
+    waiting = verdict(site({"bob": 3}), asks(2))
+    assert (waiting.outcome, waiting.blocked_by) == ("wait", "capacity")
+    assert waiting.reason == "3 of 4 'matlab' licences are held; each lease needs 2"
+    words = in_words(asks(2), waiting)[0]
+    assert "1 elastic lease of 1 core, 1.0 GiB, 2 'matlab' licences" in words
+    assert waiting.reason in words
+
+
+def test_what_others_hold_outside_the_site_is_not_free() -> None:
+    decision = verdict(site({"bob": 1}, others=3), asks(1))
+    assert decision.reason == (
+        "4 of 4 'matlab' licences are held (3 of them outside this site); each lease needs 1"
+    )
+
+
+def test_as_many_leases_as_there_are_licences_are_granted() -> None:
+    decision = verdict(site(), asks(2, count=10))
+    assert (decision.outcome, len(decision.places)) == ("grant", 2)
+    assert "0 of 4 'matlab' licences are held; each lease needs 2" in decision.reason
+
+
+def test_more_than_there_are_is_denied_with_what_there_is() -> None:
+    refused = verdict(site(), asks(5))
+    assert (refused.outcome, refused.blocked_by) == ("deny", "size")
+    assert refused.reason == "the site has 4 'matlab' licences, and 5 are asked for"
+    together = verdict(site(), asks(2, count=3, together=True))
+    assert together.reason == "the site has 4 'matlab' licences, and 6 are asked for"
+    unknown = msgspec.structs.replace(site(), stocks={"licenses.ansys": Stock(total=2)})
+    assert verdict(unknown, asks(1)).reason == (
+        "the site has no 'matlab' licences, and 1 are asked for; it has 2 'ansys' licences"
+    )
+
+
+def test_before_the_platform_was_asked_nothing_is_denied_for_ever() -> None:
+    nothing_known = snapshot()
+    assert verdict(nothing_known, asks(1)).outcome == "wait"
+
+
+def test_a_quota_and_a_cap_hold_for_licences() -> None:
+    refused = verdict(site({"alice": 1}), asks(1, quota=Quota(licenses={"matlab": 1})))
+    assert (refused.outcome, refused.blocked_by) == ("wait", "quota")
+    assert refused.reason == (
+        "tenant alice may hold 1 'matlab' licences and holds 1; each lease needs 1 more"
+    )
+    capped = load_policies(
+        "[[rule]]\nname = 'few'\nthen = 'cap'\nper = 'site'\nlicenses = { matlab = 2 }\n"
+        "when = 'has(request.licenses.matlab)'\n"
+    )
+    assert verdict(site({"bob": 1}), asks(1), capped).outcome == "grant"
+    decision = verdict(site({"bob": 2}), asks(1), capped)
+    assert decision.reason.startswith("rule 'few', per site may hold 2 'matlab' licences and holds 2")
+
+
+def test_rules_see_what_is_asked_for_and_what_the_tenant_holds() -> None:
+    rules = load_policies(
+        "[[rule]]\nname = 'one each'\nthen = 'deny'\n"
+        "when = 'has(request.licenses.matlab) && has(tenant.licenses.matlab)'\n"
+    )
+    assert verdict(site({"alice": 1}), asks(1), rules).blocked_by == "rule"
+    assert verdict(site({"bob": 1}), asks(1), rules).outcome == "grant"
+    assert verdict(site({"alice": 1}), demand(), rules).outcome == "grant"
+
+
+def test_idle_leases_go_for_who_waits_for_their_licences_the_youngest_first() -> None:
+    idle = (holding("old", age=9, idle=True), holding("young", age=1, idle=True), holding("busy"))
+    decision = verdict(site({"bob": 4}, preemptible=idle), asks(1))
+    assert decision.evict == ("young",)
+    assert decision.reason.endswith("; 1 idle leases are asked to leave")
+    assert verdict(site({"bob": 4}, preemptible=idle), asks(2)).evict == ("young", "old")
+    assert verdict(site({"bob": 4}, preemptible=idle), asks(3)).evict == ()  # it would not be enough
+    leaving = (holding("gone", idle=True, leaving=True), *idle)
+    assert verdict(site({"bob": 4}, preemptible=leaving), asks(1)).evict == ()
+
+
+def test_the_dominant_share_may_be_one_of_licences() -> None:
+    situation = site({"alice": 2, "bob": 1})
+    alice = fairness.standing(ALLOW_ALL, situation, ALICE)
+    assert (alice.dominant, alice.held) == (MATLAB, 0.5)
+    ranked = fairness.standings(ALLOW_ALL, situation, [ALICE, BOB])
+    assert [one.tenant for one in ranked] == [BOB, ALICE]
+    words = in_words(asks(1), verdict(situation, asks(1)))
+    assert any("alice holds 50.00% of the site's 'matlab' licences" in line for line in words)
+
+
+def test_licences_used_lately_count_like_cores() -> None:
+    a_day_s = 86400.0
+    situation = site()
+    used = {ALICE: Used(amount_s={MATLAB: 4 * a_day_s}, at_s=situation.clock_s)}
+    situation = msgspec.structs.replace(situation, used=used)
+    alice = fairness.standing(ALLOW_ALL, situation, ALICE)
+    assert (alice.dominant, alice.held) == (MATLAB, 0.0)
+    assert alice.used > 0.5
+    later = fairness.spend(used[ALICE], Used(at_s=situation.clock_s + a_day_s), a_day_s)
+    assert later.amount_s == {MATLAB: pytest.approx(2 * a_day_s)}
+
+
+@pytest.mark.parametrize("name", ["", "a b", "matlab,ansys", "--x", "m" * 101, "matlab:2"])
+def test_a_name_that_no_licence_can_have_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="name of a licence"):
+        Resources(licenses={name: 1})
+    with pytest.raises(msgspec.ValidationError, match="name of a licence"):
+        msgspec.convert({"licenses": {name: 1}}, Resources)
+
+
+def test_resources_with_licences_are_keys_like_others() -> None:
+    one = Resources(2, licenses={"a": 1, "b": 2})
+    assert {one: 1}[Resources(2, licenses={"b": 2, "a": 1})] == 1
+    assert one != Resources(2)
+    assert Resources(licenses={"a": 0}).amounts == {}
+
+
+def test_a_harvested_lease_asks_for_licences_like_any_other() -> None:
+    decision = verdict(site({"bob": 4}), asks(1, lease_class=LeaseClass.HARVESTED))
+    assert decision.blocked_by == "capacity"
