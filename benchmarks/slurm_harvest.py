@@ -7,13 +7,15 @@ of them and leave some idle, in known ways (`batch/phases.c`). Each runs in turn
     naive      as many busy processes as there are cores beside it, at equal priority
     harvested  `isthmus lend` in its script, and a client that calls a busy function without a pause
 
-in ROUNDS rounds, so that a machine that drifts drifts for all alike. What is printed, medians over rounds:
+in ROUNDS rounds, so that a machine that drifts drifts for all alike. What is printed:
 
-    slowdown   how much longer the job's fixed work takes than alone, in per cent
-    recovered  core-seconds of calls that came back, of those that the job left idle, in per cent; and of
-               those that nobody else on this machine used (other programs are owners too)
-    reclaim    from the moment at which all of the job's threads wake up, to the last instruction of harvested
-               code before it stood still, in ms: seen from inside that code, a look at the clock at a time
+    slowdown    how much longer the job's fixed work takes than alone, in per cent: median of rounds' ratios
+    recovered   core-seconds of calls that came back, of those that the job left idle, in per cent; and of
+                those that nobody else on this machine used (other programs are owners too)
+    reclaim     from the owner's wake-up until its cores are its own again, and until each of its threads runs
+                at full speed, alone, naive and harvested: `harness/reclaims.py` says what that means
+    resume      from the owner's falling asleep until harvested code runs again
+    linger      until the agent has frozen the last of the harvested code: our own control loop's reaction
 
     python -m benchmarks.slurm_harvest [--quick] [--json FILE]
 """
@@ -29,22 +31,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import isthmus
 from benchmarks.harness import machine
+from benchmarks.harness.clusters import cluster
+from benchmarks.harness.reclaims import full_speed_ms, linger_ms, ran_ns, reclaim_ms, resume_ms
+from benchmarks.harness.running import ROOT
 from isthmus.core.errors import IsthmusError
 from tests.live.sites import RunningSite, running_site
-from tests.live.slurm.waiting import free_ports
 
-ROOT = Path(__file__).parents[1]
 ROUNDS = 3
 MODES = ("alone", "naive", "harvested")
 CALL_S = 0.2
-WARM_S = 4.0  # for the agent to start and to see that the cores idle
+WARM_S = 3.0  # for the agent to start and to see that the cores idle
+TAIL_S = 0.5  # for calls that are under way when the job's work is done
 JOB_S = 120.0
 
 
@@ -60,20 +63,25 @@ class Work(NamedTuple):
 
 
 def works(cores: int) -> tuple[Work, ...]:
+    half = max(1, cores // 2)
     return (
-        Work("half the cores busy", "cpu", max(1, cores // 2), 1, 8000, 0),
-        Work("all cores busy", "cpu", cores, 1, 5000, 0),
-        Work("bursts", "cpu", cores, 5, 600, 1500),
-        Work("memory-bound, half", "memory", max(1, cores // 2), 1, 8000, 0),
-        Work("writes to disk", "io", 1, 1, 6000, 0),
+        Work("half the cores busy", "cpu", half, 1, 4000, 0),
+        Work("all cores busy", "cpu", cores, 1, 4000, 0),
+        Work("bursts of 0.6 s", "cpu", cores, 5, 600, 900),
+        Work("bursts of 60 ms", "cpu", cores, 40, 60, 140),
+        Work("streams memory, half the cores", "memory", half, 1, 4000, 0),
+        Work("writes to disk", "io", 1, 1, 4000, 0),
     )
+
+
+QUICK = (0, 2, 4)
 
 
 # what runs as harvested -------------------------------------------------------------------------------------
 @isthmus.function(lease_class=isthmus.LeaseClass.HARVESTED, resources=isthmus.Resources(memory="256MiB"))
 def busy(duration_s: float) -> list[tuple[int, int]]:
     """When it ran: (from, until) in ns of CLOCK_MONOTONIC, a new pair after each gap."""
-    gap_ns, clock = 2_000_000, time.monotonic_ns
+    gap_ns, clock = 200_000, time.monotonic_ns
     begin = latest = clock()
     end, spans = begin + int(duration_s * 1e9), []
     while latest < end:
@@ -130,7 +138,8 @@ class Bench:
         steps = int(self.steps[work.kind] * work.busy_ms)
         out = self.directory / "out.json"
         words = (work.kind, work.threads, work.rounds, steps, work.idle_ms)
-        lines = ["#!/bin/bash", *before, f"{self.program} {' '.join(map(str, words))} > {out}"]
+        program = f"{self.program} {' '.join(map(str, words))} > {out}"
+        lines = ["#!/bin/bash", *before, program, f"sleep {TAIL_S}" if before else ""]
         script = self.directory / "job.sh"
         script.write_text("\n".join(lines) + "\n")
         shape = (f"--cpus-per-task={self.cores}", "--mem=4G", f"--chdir={self.directory}", "--output=job.out")
@@ -144,11 +153,11 @@ class Bench:
         return printed
 
     def alone(self, work: Work, site: RunningSite) -> dict[str, Any]:
-        return self.job(work, [f"sleep {WARM_S}"])
+        return self.job(work)
 
     def naive(self, work: Work, site: RunningSite) -> dict[str, Any]:
         spin = f"timeout {JOB_S} {sys.executable} -c 'while True: pass' &"
-        return self.job(work, ["trap 'kill $(jobs -p)' EXIT", *[spin] * self.cores, f"sleep {WARM_S}"])
+        return self.job(work, ["trap 'kill $(jobs -p)' EXIT", *[spin] * self.cores, f"sleep {TAIL_S}"])
 
     def harvested(self, work: Work, site: RunningSite) -> dict[str, Any]:
         stop = threading.Event()
@@ -169,7 +178,7 @@ class Bench:
 def busy_s(printed: dict[str, Any]) -> float:
     """How long the job's work took in all, its sleep not counted: of the slowest thread in each round."""
     rounds: dict[int, int] = {}
-    for due, _, done in printed["rounds"]:
+    for due, _, done, _ in printed["rounds"]:
         rounds[due] = max(rounds.get(due, 0), done - due)
     return sum(rounds.values()) / 1e9
 
@@ -177,42 +186,44 @@ def busy_s(printed: dict[str, Any]) -> float:
 def harvest(printed: dict[str, Any], cores: int) -> dict[str, float]:
     """Core-seconds while the job's program ran."""
     begin, end = printed["begin_ns"], printed["end_ns"]
-    got_s = sum(max(0, min(until, end) - max(since, begin)) for since, until in printed["spans"]) / 1e9
+    got_s = ran_ns(printed.get("spans", ()), begin, end) / 1e9
     idle_s = cores * (end - begin) / 1e9 - printed["cpu_s"]
     others_s = max(0.0, printed["machine_busy_s"] - printed["cpu_s"] - got_s)
     return {"got_s": got_s, "idle_s": idle_s, "others_s": others_s}
 
 
-def reclaims_ms(printed: dict[str, Any], work: Work, cores: int) -> list[float]:
+def wakes(printed: dict[str, Any], work: Work) -> dict[str, list[float]]:
+    """One for each thread and time at which it woke."""
+    if work.kind != "cpu" or not work.idle_ms:
+        return {"wake_ms": [], "full_speed_ms": []}
+    rounds = printed["rounds"]
+    return {
+        "wake_ms": [(woken - due) / 1e6 for due, woken, _, _ in rounds],
+        "full_speed_ms": [full_speed_ms(gaps, due, woken, done) for due, woken, done, gaps in rounds],
+    }
+
+
+def reclaims(printed: dict[str, Any], work: Work, cores: int) -> dict[str, list[float]]:
     """One for each time at which as many threads woke as there are cores."""
     if work.threads < cores or not work.idle_ms:
-        return []
-    dues: dict[int, int] = {}
-    for due, _, done in printed["rounds"]:  # as soon as one thread is done, a core is idle again
-        dues[due] = min(dues.get(due, done), done)
-    found = []
-    for due, done in dues.items():
-        late = [min(until, done) - due for since, until in printed["spans"] if since < done and until > due]
-        found.append(max(late, default=0) / 1e6)
-    return found
-
-
-def wakes_ms(printed: dict[str, Any]) -> list[float]:
-    """How late the job's own threads woke up."""
-    return [(woken - due) / 1e6 for due, woken, _ in printed["rounds"]]
+        return {"reclaim_ms": [], "linger_ms": [], "resume_ms": []}
+    rounds: dict[int, list[int]] = {}
+    for due, _, done, _ in printed["rounds"]:
+        rounds.setdefault(due, []).append(done)
+    # as soon as one thread is done, a core is idle again; when the last is, all are
+    wanted = [(due, min(dones)) for due, dones in rounds.items()]
+    asleep = [max(dones) for dones in rounds.values()]
+    spans = printed["spans"]
+    return {
+        "reclaim_ms": [reclaim_ms(spans, due, done, cores) for due, done in wanted],
+        "linger_ms": [linger_ms(spans, due, done) for due, done in wanted],
+        "resume_ms": [
+            resume_ms(spans, done, due) for done, (due, _) in zip(asleep[:-1], wanted[1:], strict=True)
+        ],
+    }
 
 
 # all of it --------------------------------------------------------------------------------------------------
-@contextmanager
-def cluster(directory: Path, cores: int) -> Iterator[dict[str, str]]:
-    up = ["tools/slurm/up.sh", str(directory), "1", str(free_ports(2)), str(cores)]
-    try:
-        subprocess.run(up, cwd=ROOT, check=True, timeout=120)
-        yield {"SLURM_CONF": str(directory / "slurm.conf")}
-    finally:
-        subprocess.run(["tools/slurm/down.sh", str(directory)], cwd=ROOT, check=False, timeout=60)
-
-
 def measure(bench: Bench, site: RunningSite, rounds: int, chosen: Sequence[Work]) -> list[dict[str, Any]]:
     runs: list[dict[str, Any]] = []
     for number in range(rounds):
@@ -220,10 +231,9 @@ def measure(bench: Bench, site: RunningSite, rounds: int, chosen: Sequence[Work]
             for mode in MODES:
                 printed = getattr(bench, mode)(work, site)
                 run = {"work": work.name, "mode": mode, "round": number, "busy_s": busy_s(printed)}
-                run["wakes_ms"] = wakes_ms(printed)
+                run |= harvest(printed, bench.cores) | wakes(printed, work)
                 if mode == "harvested":
-                    run |= harvest(printed, bench.cores)
-                    run["reclaims_ms"] = reclaims_ms(printed, work, bench.cores)
+                    run |= reclaims(printed, work, bench.cores)
                 runs.append(run)
                 print(f"{work.name}, {mode}: work took {run['busy_s']:.2f} s", file=sys.stderr)
     return runs
@@ -235,85 +245,75 @@ def summary(runs: list[dict[str, Any]], chosen: Sequence[Work]) -> list[dict[str
 
 def _summary(work: Work, runs: list[dict[str, Any]]) -> dict[str, Any]:
     by_mode = {mode: [run for run in runs if run["mode"] == mode] for mode in MODES}
-    alone = statistics.median(run["busy_s"] for run in by_mode["alone"])
-    slower = {
-        mode: 100 * (statistics.median(run["busy_s"] for run in by_mode[mode]) / alone - 1)
-        for mode in ("naive", "harvested")
-    }
-    harvested = by_mode["harvested"]
-    got, idle = sum(run["got_s"] for run in harvested), sum(run["idle_s"] for run in harvested)
-    others = sum(run["others_s"] for run in harvested)
-    reclaims = sorted(ms for run in harvested for ms in run["reclaims_ms"])
+    harvested, naive = by_mode["harvested"], by_mode["naive"]
+    got, idle = _sum(harvested, "got_s"), _sum(harvested, "idle_s")
+    others = _sum(harvested, "others_s")
+    is_idle = idle > 0.1 * len(harvested)
     return {
         "work": work.name,
-        "alone_s": alone,
-        "naive_slowdown_percent": slower["naive"],
-        "harvested_slowdown_percent": slower["harvested"],
+        "alone_s": statistics.median(run["busy_s"] for run in by_mode["alone"]),
+        **{f"{mode}_slowdown_percent": _slowdown_percent(by_mode["alone"], by_mode[mode])
+           for mode in MODES[1:]},
         "idle_core_s": idle,
-        "recovered_percent": 100 * got / idle if idle > 0.1 * len(harvested) else None,
-        "recovered_of_unused_percent": 100 * got / max(got, idle - others) if idle - others > 0.1 else None,
-        "reclaim_ms": _quantiles(reclaims),
-        **{f"{mode}_wake_ms": _quantiles(sorted(ms for run in by_mode[mode] for ms in run["wakes_ms"]))
-           for mode in MODES},
+        "naive_recovered_percent": 100 * _sum(naive, "others_s") / _sum(naive, "idle_s") if is_idle else None,
+        "recovered_percent": 100 * got / idle if is_idle else None,
+        "recovered_of_unused_percent": 100 * got / max(got, idle - others) if is_idle else None,
+        **{name: _quantiles(harvested, name) for name in ("reclaim_ms", "linger_ms", "resume_ms")},
+        **{f"{mode}_{name}": _quantiles(by_mode[mode], name)
+           for mode in MODES for name in ("wake_ms", "full_speed_ms")},
     }  # fmt: skip
 
 
-def _quantiles(values: list[float]) -> dict[str, float] | None:
+def _slowdown_percent(alone: list[dict[str, Any]], beside: list[dict[str, Any]]) -> float:
+    """The median of the rounds' ratios: what drifts between rounds drops out."""
+    pairs = zip(alone, beside, strict=True)
+    return 100 * (statistics.median(late["busy_s"] / first["busy_s"] for first, late in pairs) - 1)
+
+
+def _sum(runs: list[dict[str, Any]], name: str) -> float:
+    return sum(run[name] for run in runs)
+
+
+def _quantiles(runs: list[dict[str, Any]], name: str) -> dict[str, float] | None:
+    """`p99` is the worst where there are fewer than a hundred."""
+    values = sorted(value for run in runs for value in run[name])
     if not values:
         return None
-    return {"count": len(values), "p50": statistics.median(values), "worst": values[-1]}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| batch job | alone s | naive: slower % | harvested: slower % | recovered % | of what nobody used % "
-        "| reclaim p50 / worst ms |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        reclaim = row["reclaim_ms"]
-        cells = [
-            row["work"], _figure(row["alone_s"], 2), _figure(row["naive_slowdown_percent"], 1),
-            _figure(row["harvested_slowdown_percent"], 1), _figure(row["recovered_percent"], 0),
-            _figure(row["recovered_of_unused_percent"], 0),
-            f"{reclaim['p50']:.1f} / {reclaim['worst']:.1f}" if reclaim else "",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    p99 = values[min(len(values) - 1, int(len(values) * 0.99))]
+    return {"count": len(values), "p50": statistics.median(values), "p99": p99, "worst": values[-1]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What harvesting gains, and what it costs the batch job.")
-    parser.add_argument("--quick", action="store_true", help="one round of two jobs: does it work?")
+    parser.add_argument("--quick", action="store_true", help="one round of three jobs: does it work?")
+    parser.add_argument("--only", metavar="WORDS", help="only jobs with these words in their name")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", type=Path, help="where all samples go")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    chosen = works(cores)[:3:2] if options.quick else works(cores)
+    chosen = [works(cores)[number] for number in QUICK] if options.quick else works(cores)
+    if options.only:
+        chosen = [work for work in works(cores) if options.only in work.name]
+    rounds = 1 if options.quick else options.rounds
     load_start = machine.load_average()
     with tempfile.TemporaryDirectory(prefix="harvest-", dir="/tmp") as folder:
         directory = Path(folder)
         directory.chmod(0o755)
-        with cluster(directory / "slurm", cores) as environ:
+        with cluster(directory / "slurm", 1, cores) as environ:
             os.environ.update(environ)
             bench = Bench(directory, {**os.environ, **environ}, cores)
             settings = {"ISTHMUS_SLURM__TICK_S": "1"}
             with running_site(directory / "site", "--platform", "slurm", **environ, **settings) as site:
-                runs = measure(bench, site, 1 if options.quick else options.rounds, chosen)
+                runs = measure(bench, site, rounds, chosen)
     document = {
         "benchmark": "slurm_harvest", "machine": dataclasses.asdict(machine.describe()), "cores": cores,
         "load_average": [load_start, machine.load_average()],
-        "rounds": 1 if options.quick else options.rounds, "summary": summary(runs, chosen), "runs": runs,
+        "rounds": rounds, "summary": summary(runs, chosen), "runs": runs,
     }  # fmt: skip
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(document, indent=1))
     print(json.dumps({key: value for key, value in document.items() if key != "runs"}))
-    print(table(document["summary"]), file=sys.stderr)
 
 
 if __name__ == "__main__":

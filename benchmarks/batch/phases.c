@@ -4,8 +4,9 @@
  *   phases KIND calibrate                         prints how many steps one thread does in 100 ms
  *
  * Prints one JSON object: when it began and ended, CPU time of its own, busy time of the machine, and per round
- * and thread when it was to wake, when it did, and when its work was done (ns of CLOCK_MONOTONIC). The work of
- * a round is fixed, so its length tells how much the job was slowed down.
+ * and thread when it was to wake, when it did, when its work was done, and the gaps of its first half second:
+ * from when until when it did not run (ns of CLOCK_MONOTONIC). The work of a round is fixed, so its length tells
+ * how much the job was slowed down; the gaps tell when it ran at full speed.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -18,9 +19,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { THREADS_MAX = 64, ROUNDS_MAX = 256, DOUBLES = 4 << 20, SLICE = 1 << 14, BLOCK = 1 << 18 };
+enum { THREADS_MAX = 64, ROUNDS_MAX = 256, GAPS_MAX = 128, DOUBLES = 4 << 20, SLICE = 1 << 14, BLOCK = 1 << 18 };
+enum { GAP_NS = 100000, WATCHED_NS = 500000000 };
 
-typedef struct { int64_t due, woken, done; } Round;
+typedef struct { int64_t due, woken, done, gaps[GAPS_MAX][2]; int gap_count; } Round;
 typedef struct { int number; double *a, *b, *c; size_t at; int file; uint64_t state; } Worker;
 
 static char kind;
@@ -69,6 +71,19 @@ static void step(Worker *w, int64_t n) {
   }
 }
 
+/* A step of the kind `cpu` takes 10 us: one that takes ten times as long was interrupted. */
+static void work_and_watch(Worker *w, Round *mine) {
+  int64_t n = 0, before = mine->woken, end = before + WATCHED_NS, after;
+  for (; n < steps && before < end; n++, before = after) {
+    step(w, n);
+    after = now();
+    if (after - before < GAP_NS || mine->gap_count == GAPS_MAX) continue;
+    mine->gaps[mine->gap_count][0] = before;
+    mine->gaps[mine->gap_count++][1] = after;
+  }
+  for (; n < steps; n++) step(w, n);
+}
+
 static void *work(void *argument) {
   Worker *w = argument;
   prepare(w);
@@ -83,7 +98,7 @@ static void *work(void *argument) {
       clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
     }
     mine->woken = now();
-    for (int64_t n = 0; n < steps; n++) step(w, n);
+    work_and_watch(w, mine);
     mine->done = now();
   }
   return NULL;
@@ -104,6 +119,13 @@ static int calibrate(void) {
   for (; now() < until; n++) step(&w, n);
   printf("%lld\n", (long long)n);
   return 0;
+}
+
+static void print_round(const Round *r, const char *comma) {
+  printf("%s[%lld, %lld, %lld, [", comma, (long long)r->due, (long long)r->woken, (long long)r->done);
+  for (int g = 0; g < (kind == 'c' ? r->gap_count : 0); g++)
+    printf("%s[%lld, %lld]", g ? ", " : "", (long long)r->gaps[g][0], (long long)r->gaps[g][1]);
+  printf("]]");
 }
 
 int main(int count, char **words) {
@@ -128,9 +150,7 @@ int main(int count, char **words) {
   printf("{\"begin_ns\": %lld, \"end_ns\": %lld, \"cpu_s\": %.3f, \"machine_busy_s\": %.2f, \"rounds\": [", (long long)begin,
          (long long)end, cpu_s, (double)busy / sysconf(_SC_CLK_TCK));
   for (int t = 0; t < threads; t++)
-    for (int r = 0; r < rounds; r++)
-      printf("%s[%lld, %lld, %lld]", t || r ? ", " : "", (long long)table[t][r].due, (long long)table[t][r].woken,
-             (long long)table[t][r].done);
+    for (int r = 0; r < rounds; r++) print_round(&table[t][r], t || r ? ", " : "");
   puts("]}");
   return 0;
 }

@@ -1,12 +1,15 @@
 """Keep harvested leases within what their owner leaves idle: look, freeze, thaw, evict.
 
     every LOOK_S, while something harvested runs  does it get its cores? else its owner is awake: freeze
+    every LOOK_S, while something is frozen       what does the owner use? does it sleep again: thaw
     every MEASURE_S, while leases are here        what does the owner use? -> slack -> freeze, thaw, evict
     every REST_S, while none are                  the same, for the site to know what can be had
 
 The kernel has given a core back before we notice (`idling.py`); what this loop adds is that nothing harvested
-lingers there, that memory comes back too, and that calls which wait too long move on.
-Not here: deciding (`slack.py`), measuring the owner (`owners.py`), the acts themselves (`hosting.py`).
+lingers there, that the owner's pauses are used as soon as they begin, that memory comes back too, and that
+calls which wait too long move on. A job of many threads takes long to measure, and is measured more seldom:
+what the loop costs stays below COST_MAX.
+Not here: deciding (`slack.py`), measuring (`owners.py`, `pressure.py`), the acts themselves (`hosting.py`).
 """
 
 import asyncio
@@ -19,8 +22,20 @@ from isthmus.core.ids import LeaseId
 from isthmus.core.model import EndReason
 from isthmus.node import processes
 from isthmus.node.hosting import Host, Hosted
-from isthmus.node.owners import Lent, Owner
-from isthmus.node.slack import Guest, Progress, Slack, Starving, judge, slack
+from isthmus.node.owners import Lent, Owner, job_group
+from isthmus.node.pressure import Stalls
+from isthmus.node.slack import (
+    CALM_NS,
+    NO_CEILING,
+    STALLED_MAX,
+    Guest,
+    Progress,
+    Slack,
+    Starving,
+    judge,
+    memory_ceiling,
+    slack,
+)
 
 LOOK_S = 0.01
 MEASURE_S = 0.1
@@ -28,6 +43,7 @@ REST_S = 0.5
 FIND_S = 0.5  # how late a new process of the owner may be noticed; its cores it has at once
 TELL_S = 0.25  # at least between two reports of slack
 LATELY_S = 1.0
+COST_MAX = 0.02  # of one core: what measuring a job at every look may take
 
 log = logging.getLogger("isthmus.agent")
 
@@ -41,10 +57,13 @@ class Harvesting:
         self._patience_ns = int(patience_s * 1e9)
         self._tell = tell
         self._owner = Owner(lent.job)
+        self._stalls = Stalls(job_group(lent.job))
+        self._calm_since_ns = -CALM_NS
+        self._ceiling_bytes = NO_CEILING
         self._starving = Starving()
         self._cpu_ns: dict[LeaseId, int] = {}
         self._looked_ns = 0
-        self._measured_ns = self._found_ns = self._told_ns = 0
+        self._measured_ns = self._found_ns = self._told_ns = self._noted_ns = self._cost_ns = 0
         self._used_cores = 0.0
         self._told = Slack(0, 0)
         self._now = Slack(0, 0)
@@ -61,7 +80,8 @@ class Harvesting:
 
     async def run(self) -> None:
         """Until cancelled."""
-        self._measure(time.monotonic_ns())
+        log.info("memory pressure is read from: %s", self._stalls.source)
+        self._measure(time.monotonic_ns(), [])
         await asyncio.sleep(MEASURE_S)
         while True:
             await asyncio.sleep(self._step(time.monotonic_ns()))
@@ -73,12 +93,19 @@ class Harvesting:
         for lease in self._starving.look(self._progress(running, now_ns)):
             log.info("%s: somebody else wants its core, frozen", lease)
             self._host.freeze(lease, now_ns)
-        if now_ns - self._measured_ns >= (MEASURE_S if guests else REST_S) * 0.99e9:
-            self._measure(now_ns)
-            self._keep_within_slack(guests, now_ns)
-        if running:
-            return LOOK_S
-        return MEASURE_S if guests else REST_S
+        if now_ns - self._measured_ns >= self._pause_s(guests) * 0.99e9:
+            shown = [_shown(hosted) for hosted in guests]
+            self._measure(now_ns, shown)
+            self._keep_within_slack(shown, now_ns)
+        return LOOK_S if running else self._pause_s(guests)
+
+    def _pause_s(self, guests: list[Hosted]) -> float:
+        """Between two measurements of the owner."""
+        if not guests:
+            return REST_S
+        if any(guest.frozen_ns for guest in guests):
+            return min(MEASURE_S, max(LOOK_S, self._cost_ns / COST_MAX / 1e9))
+        return MEASURE_S
 
     def _progress(self, running: list[Hosted], now_ns: int) -> list[Progress]:
         """What the main threads of each lease got: there user code runs."""
@@ -93,14 +120,33 @@ class Harvesting:
                 progress.append(Progress(hosted.lease, wants, (spent_ns - before[hosted.lease]) / span_ns))
         return progress
 
-    def _measure(self, now_ns: int) -> None:
+    def _measure(self, now_ns: int, guests: list[Guest]) -> None:
         if now_ns - self._found_ns >= FIND_S * 1e9:
             self._found_ns = now_ns
             self._owner.find()
+        began_ns = time.thread_time_ns()
         used = self._owner.sample(now_ns)
         self._measured_ns, self._used_cores = now_ns, used.cores
+        is_due = now_ns - self._noted_ns >= MEASURE_S * 0.99e9
+        if is_due:
+            self._feel_pressure(guests, now_ns)
         lent = self._lent
-        self._now = slack(lent.cores, lent.memory_bytes, lent.held_bytes, used.cores, used.memory_bytes)
+        idle = slack(lent.cores, lent.memory_bytes, lent.held_bytes, used.cores, used.memory_bytes)
+        self._now = idle._replace(memory_bytes=min(idle.memory_bytes, self._ceiling_bytes))
+        self._cost_ns = time.thread_time_ns() - began_ns
+        if is_due:
+            self._note(now_ns)
+
+    def _feel_pressure(self, guests: list[Guest], now_ns: int) -> None:
+        stalled = self._stalls.share(now_ns)
+        if stalled > STALLED_MAX:
+            self._calm_since_ns = now_ns
+        harvested_bytes = sum(guest.memory_bytes for guest in guests)
+        self._ceiling_bytes = memory_ceiling(harvested_bytes, stalled, now_ns - self._calm_since_ns)
+
+    def _note(self, now_ns: int) -> None:
+        """Remember it, and tell the site if what idled all the time is another number of cores."""
+        self._noted_ns = now_ns
         self._lately.append((now_ns, self._now))
         while now_ns - self._lately[0][0] > LATELY_S * 1e9:
             self._lately.popleft()
@@ -111,13 +157,9 @@ class Harvesting:
         self._told, self._told_ns = self.slack, now_ns
         self._tell()
 
-    def _keep_within_slack(self, guests: list[Hosted], now_ns: int) -> None:
-        shown = [
-            Guest(hosted.lease, hosted.record.resources.cores, _rss_bytes(hosted), hosted.frozen_ns)
-            for hosted in guests
-        ]
-        sizes = {guest.lease: guest.memory_bytes for guest in shown}
-        verdict = judge(shown, self._now, now_ns, self._patience_ns)
+    def _keep_within_slack(self, guests: list[Guest], now_ns: int) -> None:
+        sizes = {guest.lease: guest.memory_bytes for guest in guests}
+        verdict = judge(guests, self._now, now_ns, self._patience_ns)
         for lease in verdict.freeze:
             self._host.freeze(lease, now_ns)
         for lease in verdict.thaw:
@@ -141,5 +183,7 @@ class Harvesting:
         task.add_done_callback(self._evictions.discard)
 
 
-def _rss_bytes(hosted: Hosted) -> int:
-    return sum(processes.rss_bytes(executor.info.pid) for executor in hosted.executors.values())
+def _shown(hosted: Hosted) -> Guest:
+    """What it takes, for the verdict."""
+    memory_bytes = sum(processes.rss_bytes(executor.info.pid) for executor in hosted.executors.values())
+    return Guest(hosted.lease, hosted.record.resources.cores, memory_bytes, hosted.frozen_ns)

@@ -15,6 +15,9 @@ from isthmus.core.ids import LeaseId
 
 IDLE_SHARE = 0.2  # of a core; less would be noise of the measurement and of the system itself
 MEMORY_MARGIN = 0.1  # of what the job holds: left to its next allocation
+STALLED_MAX = 0.05  # of the time: who waits for memory that long is short of it
+CALM_NS = 10 * 10**9  # after somebody waited, for so long nothing more is taken
+NO_CEILING = 2**63 - 1
 
 
 class Slack(NamedTuple):
@@ -76,6 +79,18 @@ def judge(guests: Iterable[Guest], now: Slack, now_ns: int, patience_ns: int) ->
     return Verdict(tuple(freeze), tuple(thaw), tuple(evict))
 
 
+def memory_ceiling(harvested_bytes: int, stalled: float, calm_ns: int) -> int:
+    """What may be harvested while the owner, or its node, is short of memory: half of what is, the rest at
+    the next look if that was not enough; then no more than is, until it has been calm for long.
+
+    stalled  share of the time lately in which somebody waited for memory
+    calm_ns  for how long that was at most STALLED_MAX
+    """
+    if stalled > STALLED_MAX:
+        return harvested_bytes // 2
+    return harvested_bytes if calm_ns < CALM_NS else NO_CEILING
+
+
 class Progress(NamedTuple):
     """What a running lease got since the last look. `wants`: it would run if it could."""
 
@@ -88,7 +103,7 @@ class Starving:
     """Tells when the owner has woken up: leases that want to run and get too little, LOOKS times in a row."""
 
     LOOKS = 2
-    SHARE_MAX = 0.5  # of a core: on an idle one it would have nearly all
+    SHARE_MAX = IDLE_SHARE  # of a core: what counts as idle is worth running on
 
     def __init__(self) -> None:
         self._looks: dict[LeaseId, int] = {}

@@ -5,7 +5,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.core.ids import LeaseId
-from isthmus.node.slack import Guest, Progress, Slack, Starving, Verdict, judge, slack
+from isthmus.node.slack import (
+    CALM_NS,
+    NO_CEILING,
+    STALLED_MAX,
+    Guest,
+    Progress,
+    Slack,
+    Starving,
+    Verdict,
+    judge,
+    memory_ceiling,
+    slack,
+)
 
 GIB = 2**30
 S = 10**9
@@ -67,6 +79,18 @@ def test_what_runs_afterwards_fits_the_slack(guests: list[Guest], cores: int, me
     assert sum(one.memory_bytes for one in left) <= max(memory, 0) * GIB
     assert not set(verdict.freeze) & set(verdict.thaw)
     assert not set(verdict.evict) & (set(verdict.freeze) | set(verdict.thaw))
+
+
+def test_while_somebody_waits_for_memory_half_of_what_is_harvested_goes_and_then_nothing_comes() -> None:
+    assert memory_ceiling(4 * GIB, 2 * STALLED_MAX, 0) == 2 * GIB
+    assert memory_ceiling(2 * GIB, STALLED_MAX, CALM_NS - 1) == 2 * GIB
+    assert memory_ceiling(2 * GIB, STALLED_MAX, CALM_NS) == NO_CEILING
+
+
+def test_a_share_of_a_core_that_counts_as_idle_is_no_starving() -> None:
+    starving = Starving()
+    for _ in range(4):
+        assert starving.look([Progress(A, True, 0.2)]) == []
 
 
 def test_only_who_wants_to_run_and_gets_nothing_twice_is_starved() -> None:
