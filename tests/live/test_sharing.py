@@ -1,5 +1,6 @@
 """Clients that share one core through a real site: who does not use it gives way to who waits."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import isthmus
 from tests.live import sdk_functions as remote
 from tests.live.sites import RunningSite, running_site
+from tests.live.slurm.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +52,16 @@ def test_an_actor_keeps_its_core_while_it_lives(site, clients):
         assert counter.add(1).result() == 11
         assert [held.lease for held in first.leases()] == [lease.lease]
     assert second.call(remote.square, 6) == 36
+
+
+def test_a_client_that_ends_waits_for_nothing_any_more(site, monkeypatch):
+    """What was granted to it while it ends would stay leased until it expires."""
+    monkeypatch.setenv("ISTHMUS_CLIENT__API_KEY", site.key)
+    with isthmus.connect(site.url) as holder, holder.actor(remote.Counter, 10), site.client() as admin:
+        waiting = isthmus.connect(site.url)
+        future = waiting.submit(remote.square, 3)
+        wait_for(lambda: admin.get("/v1/status").json()["requests_waiting"] == 1)
+        waiting.close()
+        assert future.cancelled()
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("isthmus.request")]
+        wait_for(lambda: admin.get("/v1/status").json()["requests_waiting"] == 0)

@@ -5,8 +5,11 @@ of `core.errors` (the site's own, by its code, or SiteUnavailableError).
 Not here: when to ask for a lease (`dispatch.py`), what to do with one (`supply.py`).
 """
 
+import contextlib
+import socket
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -26,6 +29,7 @@ START_ALLOWANCE_S = 30.0  # beyond a lease request's own wait_s: a cold environm
 REPEAT_PAUSES_S = (0.05, 0.2)  # before the second and third try of an idempotent request
 _MSGPACK = {"content-type": "application/msgpack"}
 _JSON = {"content-type": "application/json"}
+_CONNECTED = ("connection.connect_tcp.complete", "connection.start_tls.complete")  # httpcore's trace events
 
 
 class Control:
@@ -38,6 +42,7 @@ class Control:
         self._client: httpx.Client | None = None
         self._active = 0  # requests under way; the client is closed when the last one ends
         self._closed = False
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     # leases ------------------------------------------------------------------------
     def request_leases(self, request: api.LeaseRequest) -> api.LeaseReply:
@@ -86,6 +91,12 @@ class Control:
     def cancel_call(self, call: CallId) -> None:
         self._repeat("DELETE", f"/v1/calls/{call}")
 
+    def hang_up(self) -> None:
+        """Break off the requests under way: the site takes back what it has not answered yet. Those fail."""
+        for connection in list(self._sockets):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # wakes who reads from it, as closing would not
+
     def close(self) -> None:
         """Free the connections, at the end of the last request under way. Late requests still work, one by
         one.
@@ -121,7 +132,9 @@ class Control:
         limits = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         client = self._enter()
         try:
-            reply = client.request(method, path, content=body, headers=headers, timeout=limits)
+            reply = client.request(
+                method, path, content=body, headers=headers, timeout=limits, extensions={"trace": self._trace}
+            )
         except httpx.HTTPError as error:
             raise errors.SiteUnavailableError(
                 f"the site at {self.url} did not answer {method} {path} ({type(error).__name__}: {error}); "
@@ -132,6 +145,12 @@ class Control:
         if reply.is_success:
             return reply.content
         raise _error_of(reply.content, reply.status_code, self.url)
+
+    def _trace(self, event: str, details: dict[str, Any]) -> None:
+        if event in _CONNECTED:
+            connection = details["return_value"].get_extra_info("socket")
+            if connection is not None:
+                self._sockets.add(connection)
 
     def _enter(self) -> "httpx.Client":
         import httpx

@@ -49,6 +49,7 @@ class Keeper:
         self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
+        self._requests: set[threading.Thread] = set()
         self._closing = False
         self._renewal_failed = False
 
@@ -58,7 +59,10 @@ class Keeper:
     # orders: each returns at once ------------------------------------------------------------------------
     def request(self, pool: Pool, request: LeaseRequest) -> None:
         name = f"isthmus.request.{pool.name}"
-        threading.Thread(target=self._request, args=(pool, request), name=name, daemon=True).start()
+        thread = threading.Thread(target=self._request, args=(pool, request), name=name, daemon=True)
+        with self._lock:
+            thread.start()
+            self._requests.add(thread)
 
     def release(self, link: Link) -> None:
         self._post(lambda: self._give_back(link.holding))
@@ -82,9 +86,14 @@ class Keeper:
         for holding in held:
             self._post(lambda holding=holding: self._give_back(holding))  # type: ignore[misc]
         self._jobs.put(None)
-        worker = self._worker
-        if worker is not None and worker is not threading.current_thread():
-            worker.join(GIVE_BACK_S_MAX)
+        deadline_s = time.monotonic() + GIVE_BACK_S_MAX
+        if self._worker is not None:
+            _join(self._worker, deadline_s)
+        self._supply.hang_up()  # a grant that comes when this process ends would live until it expires
+        with self._lock:
+            requests = list(self._requests)
+        for thread in requests:
+            _join(thread, deadline_s)
 
     # taking ------------------------------------------------------------------------
     def take(self, request: LeaseRequest) -> list[Link]:
@@ -114,14 +123,17 @@ class Keeper:
         assert events is not None
         try:
             links = self.take(request)
+            if self._closing:
+                for link in links:
+                    self._give_back(link.holding)
+            else:
+                events.granted(pool, links)
         except IsthmusError as error:
-            events.refused(pool, error)
-            return
-        if self._closing:
-            for link in links:
-                self._give_back(link.holding)
-            return
-        events.granted(pool, links)
+            if not self._closing:
+                events.refused(pool, error)
+        finally:
+            with self._lock:
+                self._requests.discard(threading.current_thread())
 
     # the control thread ------------------------------------------------------------------------
     def _post(self, job: Callable[[], None]) -> None:
@@ -209,6 +221,11 @@ class Keeper:
         self._events.explained(call, cause or ExecutorLostError(
             f"the link to executor {executor.name} broke while it ran the call; it may have run in part, "
             "so retry only if it is idempotent"))  # fmt: skip
+
+
+def _join(thread: threading.Thread, deadline_s: float) -> None:
+    if thread is not threading.current_thread():
+        thread.join(max(deadline_s - time.monotonic(), 0.0))
 
 
 def _hello(holding: Holding) -> Hello:

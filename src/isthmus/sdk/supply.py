@@ -1,7 +1,7 @@
 """Where executors come from: leases of a site, or, for code that runs under a lease, more executors of that
 lease.
 
-Two sources with the same five verbs. Both block on the network and are used only by the control thread and by
+Two sources with the same six verbs. Both block on the network and are used only by the control thread and by
 request threads (`keeping.py`).
 """
 
@@ -55,6 +55,10 @@ class Supply(Protocol):
         """Why this executor died; None when the site does not know yet."""
         ...
 
+    def hang_up(self) -> None:
+        """Ask for nothing any more: requests under way fail, and the site takes back what they would get."""
+        ...
+
 
 class LeaseSupply:
     """Leases of a site."""
@@ -86,6 +90,9 @@ class LeaseSupply:
 
     def cause_of_death(self, holding: Holding) -> CallError | EvictedError | None:
         return _cause(self._control, holding)
+
+    def hang_up(self) -> None:
+        self._control.hang_up()
 
 
 class NestedSupply:
@@ -124,6 +131,9 @@ class NestedSupply:
 
     def cause_of_death(self, holding: Holding) -> CallError | EvictedError | None:
         return _cause(self._control, holding)
+
+    def hang_up(self) -> None:
+        self._control.hang_up()
 
 
 def _cause(control: Control, holding: Holding) -> CallError | EvictedError | None:

@@ -16,6 +16,8 @@ class BrokenSupply:
     def take(self, request: LeaseRequest) -> list[object]:
         raise RuntimeError("not what anybody expected")
 
+    def hang_up(self) -> None: ...
+
 
 class Forgetful(BrokenSupply):
     """Fails at the first renewal, and notes what is given back."""
