@@ -79,7 +79,7 @@ def _show(document: list[dict[str, Any]], as_json: bool) -> None:
         as_json,
         [
             ("NODE", lambda row: row["node"]),
-            ("AGENT", lambda row: "draining" if row["draining"] else row["agent"]),
+            ("AGENT", lambda row: _why_draining(row) if row["draining"] else row["agent"]),
             ("CORES", lambda row: row["cores"]),
             ("MEMORY", lambda row: format_bytes(row["memory_bytes"])),
             ("GPUS", lambda row: row["gpus"]),
@@ -88,3 +88,7 @@ def _show(document: list[dict[str, Any]], as_json: bool) -> None:
         ],
         "no nodes yet; the agent may still be starting",
     )
+
+
+def _why_draining(row: dict[str, Any]) -> str:
+    return f"draining ({row['draining_why']})" if row["draining_why"] else "draining"

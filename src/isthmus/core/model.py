@@ -208,6 +208,7 @@ class Node(Record, frozen=True):
     labels: dict[str, str] = {}
     agent: Literal["connected", "silent", "none", "on-demand"] = "none"
     draining: bool = False  # gets no new leases: an operator asked for it
+    draining_why: str = ""  # in the platform's words, if it was asked there
     other_cores: int = 0
     other_memory_bytes: int = 0
     other_gpus: int = 0

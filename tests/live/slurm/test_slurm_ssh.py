@@ -29,14 +29,14 @@ def test_commands_run_there_without_options_from_elsewhere(login_node):
         words = await running.run(
             ("sh", "-c", "echo $SLURM_TIME_FORMAT '$1' \"it's\"; squeue -h -j 1 | wc -l"), 10
         )
-        assert words.startswith("%s $1 it's")
+        assert words.printed.startswith("%s $1 it's")
 
     tell(login_node, story)
 
 
 def test_a_jump_host_of_the_users_configuration_is_used(login_node):
     async def story(running):
-        assert await running.run(("echo", "through"), 10) == "through\n"
+        assert (await running.run(("echo", "through"), 10)).printed == "through\n"
         assert login_node.log().count("Accepted publickey") == 2
 
     tell(login_node, story, "inner")
@@ -80,7 +80,7 @@ def test_after_a_cut_what_ran_is_not_known_and_the_next_command_connects_again(l
             await command
         with pytest.raises(SiteUnavailableError, match="nobody tells"):
             await step.wait()
-        assert await running.run(("echo", "again"), 10) == "again\n"
+        assert (await running.run(("echo", "again"), 10)).printed == "again\n"
         size = beat.stat().st_size
         await asyncio.to_thread(wait_for, lambda: beat.stat().st_size > size)  # it goes on without us
         await running.run(("pkill", "-f", str(beat)), 10)

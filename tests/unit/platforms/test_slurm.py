@@ -21,9 +21,10 @@ SQUEUE = (
     "14|n[1-3]|COMPLETING|None|12|0|1795511999|ansys@flex:3,vep|a | b|.\n"
 )
 SINFO = (
-    "n1   |idle*  |0/4/0/4  |8192 |0   |(null)               |gpu:0             |(null)   |\n"
-    "g1   |mixed- |3/13/0/16|64000|4096|gpu:a100:4(S:0-1)    |gpu:a100:2(IDX:0-1)|ib,nvme |\n"
-    "g1   |mixed- |3/13/0/16|64000|4096|gpu:a100:4(S:0-1)    |gpu:a100:2(IDX:0-1)|ib,nvme |\n"
+    "n1   |idle*  |0/4/0/4  |8192 |0   |(null)            |gpu:0              |(null)  |none |\n"
+    "g1   |mixed- |3/13/0/16|64000|4096|gpu:a100:4(S:0-1) |gpu:a100:2(IDX:0-1)|ib,nvme |none |\n"
+    "g1   |mixed- |3/13/0/16|64000|4096|gpu:a100:4(S:0-1) |gpu:a100:2(IDX:0-1)|ib,nvme |none |\n"
+    "n2   |drained|0/0/4/4  |8192 |0   |(null)            |gpu:0              |(null)  |disk|full\nask me |\n"
 )
 LICENSES = (
     "LicenseName=matlab Total=4 Used=3 Free=1 Reserved=0 Remote=no\n"
@@ -91,10 +92,28 @@ def test_jobs_are_read_with_times_memory_and_comments():
 
 
 def test_nodes_are_read_once_with_what_is_held():
-    plain, rich = parsing.nodes(SINFO)
+    plain, rich, drained = parsing.nodes(SINFO)
     assert (plain.state, plain.cores, plain.gpus, plain.features) == ("idle", 4, 0, ())
     assert (rich.cores, rich.cores_held, rich.gpus, rich.gpus_held) == (16, 3, 4, 2)
     assert (rich.state, rich.features, rich.memory_held_bytes) == ("mixed", ("ib", "nvme"), 4096 * 2**20)
+    assert (plain.reason, reasons.why_closed(drained)) == ("", "drained: disk|full ask me")
+
+
+def test_words_of_people_may_have_several_lines_but_no_row_hides_in_them():
+    first, second, third = SQUEUE.splitlines()
+    before, _, after = parsing.jobs(f"{first}\n13||PENDING|None|4|1G|N/A|(null)|two\nlines|.\n{third}\n")
+    assert (before.job, after.job) == (12, 14)
+    with pytest.raises(SlurmOutputError, match="a row has no end"):
+        parsing.jobs(f"{first.removesuffix('|.')}\n{second}\n")
+
+
+def test_a_list_of_no_nodes_is_no_list():
+    with pytest.raises(SlurmOutputError, match="shows us no node"):
+        parsing.nodes("")
+
+
+def test_a_state_that_nobody_knows_ends_nothing():
+    assert reasons.allocation_state("RUN\ufffdNING") == "running"
 
 
 def test_licences_are_read_with_what_is_free_and_reserved():

@@ -57,7 +57,7 @@ class CommandClient:
             if _UNREACHABLE.search(error.words):
                 raise SiteUnavailableError(f"Slurm cannot be reached: {error}") from error
             raise RefusedError(str(error)) from error
-        return parsing.granted(said)
+        return parsing.granted(said.remarks)
 
     async def start(self, job: int, request: JobRequest) -> Started:
         program = request.program
@@ -86,4 +86,4 @@ class CommandClient:
         await self._running.close()
 
     async def _run(self, command: Command) -> str:
-        return await self._running.run(command, self._settings.command_timeout_s)
+        return (await self._running.run(command, self._settings.command_timeout_s)).printed

@@ -15,7 +15,9 @@ from isthmus.platforms.slurm.records import JobRequest, job_name, minutes
 MARK = "."  # the last field of every line
 SEPARATOR = "|"
 JOB_FIELDS = ("%A", "%N", "%T", "%r", "%C", "%m", "%e", "%W", "%k")
-NODE_FIELDS = ("NodeList", "StateLong", "CPUsState", "Memory", "AllocMem", "Gres", "GresUsed", "Features")
+NODE_FIELDS = (
+    "NodeList", "StateLong", "CPUsState", "Memory", "AllocMem", "Gres", "GresUsed", "Features", "Reason"
+)  # fmt: skip
 FIELD_WIDTH = 160  # sinfo cuts longer fields; hostnames and GRES are shorter
 
 Command = tuple[str, ...]

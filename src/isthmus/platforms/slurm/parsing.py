@@ -1,7 +1,7 @@
 """Read what Slurm's commands print. Pure and total: any text gives values or SlurmOutputError.
 
-A line that is cut short, or a number that is none, makes the whole output unreadable: half a list must never
-look like a list from which jobs are missing.
+A row that is cut short, or a number that is none, makes the whole output unreadable: half a list must never
+look like a list from which jobs are missing. A row ends with words that people wrote, maybe in several lines.
 """
 
 import re
@@ -31,12 +31,17 @@ class SlurmOutputError(SiteUnavailableError):
 
 def jobs(text: str) -> tuple[Job, ...]:
     """Of `commands.list_jobs`. Raises SlurmOutputError."""
-    return tuple(_job(fields) for fields in _lines(text, len(JOB_FIELDS)))
+    return tuple(_job(fields) for fields in _rows(text, len(JOB_FIELDS), f"{SEPARATOR}{MARK}\n"))
 
 
 def nodes(text: str) -> tuple[NodeUse, ...]:
-    """Of `commands.list_nodes`; a node of several partitions once. Raises SlurmOutputError."""
-    found = {use.node: use for use in (_node(fields) for fields in _node_lines(text))}
+    """Of `commands.list_nodes`; a node of several partitions once. Raises SlurmOutputError, for none too."""
+    rows = _rows(text, len(NODE_FIELDS), f"{SEPARATOR}\n")
+    found = {use.node: use for use in (_node([field.strip() for field in fields]) for fields in rows)}
+    if not found:
+        raise SlurmOutputError(
+            "sinfo shows us no node at all; is slurm.partition a partition of this cluster?"
+        )
     return tuple(found.values())
 
 
@@ -103,7 +108,7 @@ def _job(fields: list[str]) -> Job:
 
 
 def _node(fields: list[str]) -> NodeUse:
-    node, state, cores, memory, held, gres, gres_held, features = fields
+    node, state, cores, memory, held, gres, gres_held, features, reason = fields
     counts = [_number(part) for part in cores.split("/")]
     if len(counts) != 4 or not node:
         raise SlurmOutputError(f"sinfo printed cores as {_excerpt(cores)}, not allocated/idle/other/total")
@@ -117,30 +122,24 @@ def _node(fields: list[str]) -> NodeUse:
         gpus=gpus(gres),
         gpus_held=gpus(gres_held),
         features=tuple(part for part in features.split(",") if part != "(null)"),
+        reason="" if reason == "none" else reason,
     )
 
 
-def _lines(text: str, count: int) -> Iterator[list[str]]:
-    """Fields of each line, without the mark; the last may contain the separator (a user's comment)."""
-    if text and not text.endswith("\n"):
-        raise SlurmOutputError(f"the output ends within a line: {_excerpt(text[-80:])}")
-    for line in text.split("\n")[:-1]:
-        fields = line.split(SEPARATOR)
-        if len(fields) < count + 1 or fields[-1] != MARK:
-            raise SlurmOutputError(f"a line has {len(fields) - 1} fields, not {count}: {_excerpt(line)}")
-        yield [*fields[: count - 1], SEPARATOR.join(fields[count - 1 : -1])]
-
-
-def _node_lines(text: str) -> Iterator[list[str]]:
-    """sinfo pads its fields and ends each with the separator, which is as good as a mark."""
-    count = len(NODE_FIELDS)
-    if text and not text.endswith("\n"):
-        raise SlurmOutputError(f"the output ends within a line: {_excerpt(text[-80:])}")
-    for line in text.split("\n")[:-1]:
-        fields = [field.strip() for field in line.split(SEPARATOR)]
-        if len(fields) != count + 1 or fields[-1]:
-            raise SlurmOutputError(f"a line has {len(fields) - 1} fields, not {count}: {_excerpt(line)}")
-        yield fields[:-1]
+def _rows(text: str, count: int, end: str) -> Iterator[list[str]]:
+    """Fields of each row. The last is somebody's words: it may hold separators, and line breaks as well, as
+    long as what follows one could be no row itself.
+    """
+    if text and not text.endswith(end):
+        raise SlurmOutputError(f"the output ends within a row: {_excerpt(text[-80:])}")
+    for row in text.split(end)[:-1]:
+        fields = row.split(SEPARATOR, count - 1)
+        more_lines = fields[-1].split("\n")[1:]
+        if any("\n" in field for field in fields[:-1]) or len(fields) != count:
+            raise SlurmOutputError(f"a row has {len(fields)} fields, not {count}: {_excerpt(row)}")
+        if any(line.count(SEPARATOR) >= count - 1 for line in more_lines):
+            raise SlurmOutputError(f"a row has no end: {_excerpt(row)}")
+        yield fields
 
 
 def configuration(text: str) -> dict[str, str]:

@@ -84,7 +84,7 @@ class SlurmPlatform:
         self._watch = Watch(client, settings.slurm.tick_s)
         self._held: dict[AllocationId, _Held] = {}
         self._acquiring: dict[AllocationId, asyncio.Task[Allocation]] = {}
-        self._steps: dict[AllocationId, asyncio.Task[None]] = {}
+        self._steps: dict[AllocationId, asyncio.Task[str]] = {}
         self._cleaning: set[asyncio.Task[None]] = set()
         self.survey_s = settings.slurm.tick_s
 
@@ -97,6 +97,10 @@ class SlurmPlatform:
 
     async def close(self) -> None:
         """Cancel what is still held, and wait until Slurm has ended it. Twice is fine."""
+        taking = list(self._acquiring.values())
+        for task in taking:
+            task.cancel()
+        await asyncio.gather(*taking, return_exceptions=True)
         for allocation in list(self._held):
             await self._release_quietly(allocation)
         await asyncio.gather(*self._cleaning, return_exceptions=True)
@@ -128,6 +132,7 @@ class SlurmPlatform:
             labels={"features": ",".join(use.features)} if use.features else {},
             agent="on-demand",
             draining=use.state not in reasons.USABLE_NODES,
+            draining_why="" if use.state in reasons.USABLE_NODES else reasons.why_closed(use),
             other_cores=max(0, use.cores_held - sum(job.cores for job in ours)),
             other_memory_bytes=max(0, use.memory_held_bytes - sum(job.memory_bytes for job in ours)),
             other_gpus=max(0, use.gpus_held - gpus_ours),
@@ -235,6 +240,11 @@ class SlurmPlatform:
             task.add_done_callback(lambda _: self._acquiring.pop(allocation, None))
         try:
             return await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+            raise SiteUnavailableError(f"allocation {allocation} was given back before it began") from None
         except SiteUnavailableError as error:  # our callers know no finer kinds of it
             raise SiteUnavailableError(str(error)) from error
 
@@ -320,25 +330,34 @@ class SlurmPlatform:
             )
         finally:
             arrival.cancel()
-        if arrival not in done:
-            raise SiteUnavailableError(
-                f"the agent of Slurm job {job} on {request.node} did not dial {self._agent_url} within "
-                f"{self._settings.agent_start_s:g} s; see {self._log_path}"
-            )
+        if arrival in done:
+            return
+        failure = f"did not dial {self._agent_url} within {self._settings.agent_start_s:g} s"
+        if step in done:
+            failure = f"ended before it dialled the site: {step.result()}"
+        raise SiteUnavailableError(
+            f"the agent of Slurm job {job} on {request.node} {failure}; see {self._log_path}"
+        )
 
-    async def _keep_step(self, job: int, request: JobRequest) -> None:
-        """Run the agent's step; a start that fails is repeated. Cancelled, it leaves the step running."""
+    async def _keep_step(self, job: int, request: JobRequest) -> str:
+        """Run the agent's step until its end, and say how that came; a start that fails is repeated.
+
+        Cancelled, it leaves the step running.
+        """
+        end = ""
         for _ in range(STEP_TRIES):
             try:
                 started = await self._client.start(job, request)
                 code = await started.wait()
             except SiteUnavailableError as error:
                 _log.error("the agent's step cannot be started or watched", job=job, why=str(error))
-                return
+                return str(error)
             _log.info("agent's step ended", job=job, allocation=request.allocation, code=code)
+            end = f"its step has exit code {code}"
             if request.allocation not in self._held or code == 0:
-                return
+                return end
             await asyncio.sleep(STEP_PAUSE_S)
+        return f"{end}, {STEP_TRIES} times in a row"
 
     def _program(self, allocation: AllocationId, node: NodeId, resources: Resources) -> Program:
         """The agent, with a state directory of its own: several nodes may share a file system."""
@@ -355,8 +374,11 @@ class SlurmPlatform:
     async def release(self, allocation: AllocationId) -> None:
         """Cancel its job. Raises SiteUnavailableError: then it is ours still."""
         taking = self._acquiring.get(allocation)
-        if taking is not None and taking is not asyncio.current_task():
+        if taking is not None:
             taking.cancel()
+        await self._give_back(allocation)
+
+    async def _give_back(self, allocation: AllocationId) -> None:
         held = self._held.get(allocation) or await self._found(allocation)
         if held is None:
             await self._cancel_named(allocation)
@@ -405,7 +427,7 @@ class SlurmPlatform:
 
     async def _release_quietly(self, allocation: AllocationId) -> None:
         try:
-            await self.release(allocation)
+            await self._give_back(allocation)
         except SiteUnavailableError as error:
             _log.error(
                 "a job could not be cancelled; a later survey tries again",

@@ -5,10 +5,15 @@ Source: squeue(1), JOB STATE CODES and JOB REASON CODES.
 
 from isthmus.core.model import EndReason
 from isthmus.platforms.platform import AllocationState
+from isthmus.platforms.slurm.records import NodeUse
 
 _PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 _RUNNING = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"})
 HOLDING = _RUNNING | {"CONFIGURING", "COMPLETING"}  # its resources are not free yet
+_ENDED = frozenset(
+    {"COMPLETED", "COMPLETING", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "PREEMPTED", "OUT_OF_MEMORY",
+     "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED", "GONE"}
+)  # fmt: skip
 _LOST = frozenset({"NODE_FAIL", "BOOT_FAIL"})
 USABLE_NODES = frozenset({"idle", "mixed", "allocated", "completing", "planned"})
 
@@ -51,9 +56,10 @@ _WHY_ENDED = {
 
 
 def allocation_state(state: str) -> AllocationState:
+    """A state that we do not know, of a newer Slurm or of a garbled line, ends nothing."""
     if state in _PENDING:
         return "pending"
-    return "running" if state in _RUNNING else "ended"
+    return "ended" if state in _ENDED else "running"
 
 
 def end_reason(state: str) -> EndReason:
@@ -68,6 +74,13 @@ def why_pending(reason: str) -> str:
     if words is None:
         words = "a limit of its account or QoS is reached" if code.startswith(_LIMITS) else "Slurm says"
     return f"{words} ({reason})"
+
+
+def why_closed(use: NodeUse) -> str:
+    """`drained: disk is full`"""
+    return (
+        f"{use.state}: {' '.join(use.reason.split())}" if use.reason else f"{use.state}, Slurm says no reason"
+    )
 
 
 def why_ended(job: int, state: str, reason: str) -> str:

@@ -31,7 +31,7 @@ class Job(Record, frozen=True):
 
 
 class NodeUse(Record, frozen=True):
-    """What a node has, and what of it all jobs hold now."""
+    """What a node has, what of it all jobs hold now, and why it is drained or down, in somebody's words."""
 
     node: NodeId
     state: str
@@ -42,6 +42,7 @@ class NodeUse(Record, frozen=True):
     gpus: int
     gpus_held: int
     features: tuple[str, ...]
+    reason: str = ""
 
 
 class License(Record, frozen=True):

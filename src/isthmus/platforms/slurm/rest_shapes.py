@@ -225,6 +225,7 @@ def _node(row: Mapping[str, Any]) -> NodeUse:
         gpus=gpus(str(row.get("gres") or "")),
         gpus_held=gpus(str(row.get("gres_used") or "")),
         features=_features(row.get("features")),
+        reason=str(row.get("reason") or ""),
     )
 
 

@@ -9,7 +9,7 @@ import getpass
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from isthmus.core.errors import SiteUnavailableError
 from isthmus.platforms.slurm import commands
@@ -29,6 +29,13 @@ class CommandFailedError(SiteUnavailableError):
         self.words = words
 
 
+class Said(NamedTuple):
+    """What a command that succeeded printed, and what it remarked: warnings make no list unreadable."""
+
+    printed: str
+    remarks: str
+
+
 class Running(Protocol):
     """A place where Slurm's commands can be run. Failures: CommandFailedError."""
 
@@ -38,8 +45,8 @@ class Running(Protocol):
         """Whose jobs they are there."""
         ...
 
-    async def run(self, command: Command, timeout_s: float | None) -> str:
-        """What it printed, both streams. Raises CommandFailedError: missing, too slow, or exit code not 0."""
+    async def run(self, command: Command, timeout_s: float | None) -> Said:
+        """Raises CommandFailedError: missing, too slow, or exit code not 0."""
         ...
 
     async def start(self, command: Command, log: str, environ: Mapping[str, str]) -> Started:
@@ -62,20 +69,20 @@ class RunningHere:
     async def user(self) -> str:
         return getpass.getuser()
 
-    async def run(self, command: Command, timeout_s: float | None) -> str:
+    async def run(self, command: Command, timeout_s: float | None) -> Said:
         async with self._slots:
-            process = await _spawn(command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+            process = await _spawn(command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
             try:
                 async with asyncio.timeout(timeout_s):
-                    printed, _ = await process.communicate()
+                    streams = await process.communicate()
             except TimeoutError as error:
-                raise CommandFailedError(f"{command[0]} did not answer in {timeout_s:g} s") from error
+                raise silence(command, timeout_s) from error
             finally:
                 await _end(process)
-        words = printed.decode("utf-8", "replace")
+        said = Said(*(stream.decode("utf-8", "replace") for stream in streams))
         if process.returncode:
-            raise failure(command, words)
-        return words
+            raise failure(command, said)
+        return said
 
     async def start(
         self, command: Command, log: str, environ: Mapping[str, str]
@@ -91,8 +98,16 @@ class RunningHere:
         """Nothing to close: what was started stays."""
 
 
-def failure(command: Command, words: str) -> CommandFailedError:
+def silence(command: Command, timeout_s: float | None) -> CommandFailedError:
+    """Of a command that does not end in its time, as all of Slurm's do when slurmctld or munge is down."""
+    return CommandFailedError(
+        f"{command[0]} did not answer in {timeout_s:g} s; slurmctld or munge may be down"
+    )
+
+
+def failure(command: Command, said: Said) -> CommandFailedError:
     """Of a command whose exit code was not 0."""
+    words = said.printed + said.remarks
     return CommandFailedError(f"{command[0]} failed: {_last_line(words)}", words or "it said nothing")
 
 

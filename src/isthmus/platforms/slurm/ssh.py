@@ -23,7 +23,7 @@ import structlog
 
 from isthmus.core.settings import SshSettings
 from isthmus.platforms.slurm.commands import Command
-from isthmus.platforms.slurm.running import CONCURRENCY_MAX, CommandFailedError, failure
+from isthmus.platforms.slurm.running import CONCURRENCY_MAX, CommandFailedError, Said, failure, silence
 
 RETRY_S = 1.0  # after a failed connection all who ask are told the same for so long
 CLOSE_S = 2.0  # for a connection to say good-bye
@@ -68,16 +68,16 @@ class RunningBySsh:
 
     async def user(self) -> str:
         if not self._user:
-            self._user = (await self.run(("id", "-un"), self._settings.connect_s)).strip()
+            self._user = (await self.run(("id", "-un"), self._settings.connect_s)).printed.strip()
         return self._user
 
-    async def run(self, command: Command, timeout_s: float | None) -> str:
+    async def run(self, command: Command, timeout_s: float | None) -> Said:
         async with self._slots:
             try:
                 async with asyncio.timeout(timeout_s):
-                    words, code = await self._converse(await self._connected(), command)
+                    said, code = await self._converse(await self._connected(), command)
             except TimeoutError as error:
-                raise CommandFailedError(f"{command[0]} did not answer in {timeout_s:g} s") from error
+                raise silence(command, timeout_s) from error
             except (asyncssh.Error, OSError) as error:
                 raise CommandFailedError(f"{command[0]}: {self._say(error)}") from error
         if code is None:
@@ -90,18 +90,18 @@ class RunningBySsh:
                 f"{command[0]} is not on PATH on {self._settings.host}; see slurm.ssh.setup"
             )
         if code:
-            raise failure(command, words)
-        return words
+            raise failure(command, said)
+        return said
 
     async def _converse(
         self, connection: asyncssh.SSHClientConnection, command: Command
-    ) -> tuple[str, int | None]:
+    ) -> tuple[Said, int | None]:
         """Its words and exit code; None when the connection was cut."""
         process = await self._shell(connection)
         try:
             script = f"{self._prelude()}exec {shlex.join(command)} </dev/null\n"
-            words, _ = await process.communicate(script)
-            return str(words or ""), process.returncode
+            printed, remarks = await process.communicate(script)
+            return Said(str(printed or ""), str(remarks or "")), process.returncode
         finally:
             if process.returncode is None:
                 with contextlib.suppress(asyncssh.Error, OSError):
@@ -136,7 +136,7 @@ class RunningBySsh:
         return f"{_PRELUDE}{self._settings.setup}\n"
 
     async def _shell(self, connection: asyncssh.SSHClientConnection) -> asyncssh.SSHClientProcess[str]:
-        return await connection.create_process("sh -s", stderr=asyncssh.STDOUT, errors="replace")
+        return await connection.create_process("sh -s", errors="replace")
 
     # the connection -----------------------------------------------------------------------------------------
     async def _connected(self) -> asyncssh.SSHClientConnection:
@@ -209,7 +209,7 @@ class _Keeper:
         self._shell = shell
         self._steps: dict[int, asyncio.Future[int]] = {}
         self._count = 0
-        shell.stdin.write(prelude)
+        shell.stdin.write(f"exec 2>&1\n{prelude}")
         self._listening = asyncio.create_task(self._listen(), name="platforms.slurm.keeper")
 
     @property

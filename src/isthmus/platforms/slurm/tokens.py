@@ -68,7 +68,7 @@ class Tokens:
     async def _read(self) -> str:
         if self._settings.token_command:
             command = tuple(shlex.split(self._settings.token_command))
-            words = await running.RunningHere().run(command, self._timeout_s)
+            words = (await running.RunningHere().run(command, self._timeout_s)).printed
         else:
             try:
                 words = Path(self._settings.token_file).expanduser().read_text("utf-8")
