@@ -41,8 +41,8 @@ simulate: $(VENV)/.test  ## SEED=first SEEDS=count: the control plane on a fake 
 bench: $(VENV)/.test  ## every benchmark, peers side by side; ARGS='--quick --no-peers' for less
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-slurm: $(VENV)/.test  ## on a real Slurm cluster: what harvesting gains, and what it costs; ARGS=--quick for less
-	$(BIN)/python -m benchmarks.slurm_harvest --json benchmarks/results/slurm_harvest.json $(ARGS)
+bench-slurm: $(VENV)/.test  ## on a real Slurm cluster: harvesting, leases beside peers, preempted calls; ARGS=--quick for less
+	$(BIN)/python -m benchmarks.slurm $(ARGS)
 
 soak: $(VENV)/.test  ## MINUTES=30 of random kills under load
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)

@@ -65,12 +65,12 @@ class Work(NamedTuple):
 def works(cores: int) -> tuple[Work, ...]:
     half = max(1, cores // 2)
     return (
-        Work("half the cores busy", "cpu", half, 1, 4000, 0),
-        Work("all cores busy", "cpu", cores, 1, 4000, 0),
-        Work("bursts of 0.6 s", "cpu", cores, 5, 600, 900),
+        Work("half the cores busy", "cpu", half, 1, 3000, 0),
+        Work("all cores busy", "cpu", cores, 1, 2000, 0),
+        Work("bursts of 0.6 s", "cpu", cores, 4, 600, 900),
         Work("bursts of 60 ms", "cpu", cores, 40, 60, 140),
-        Work("streams memory, half the cores", "memory", half, 1, 4000, 0),
-        Work("writes to disk", "io", 1, 1, 4000, 0),
+        Work("streams memory, half the cores", "memory", half, 1, 3000, 0),
+        Work("writes to disk", "io", 1, 1, 3000, 0),
     )
 
 
@@ -255,6 +255,7 @@ def _summary(work: Work, runs: list[dict[str, Any]]) -> dict[str, Any]:
         **{f"{mode}_slowdown_percent": _slowdown_percent(by_mode["alone"], by_mode[mode])
            for mode in MODES[1:]},
         "idle_core_s": idle,
+        "got_core_s": got,
         "naive_recovered_percent": 100 * _sum(naive, "others_s") / _sum(naive, "idle_s") if is_idle else None,
         "recovered_percent": 100 * got / idle if is_idle else None,
         "recovered_of_unused_percent": 100 * got / max(got, idle - others) if is_idle else None,

@@ -41,13 +41,13 @@ def render(document: dict[str, Any]) -> str:
     """Markdown: one row per system that was measured, then the promises, then the caption."""
     cells = document["cells"]
     rows = (_row(cells, row) for row in [*_ROWS, *_peer_rows()])
-    lines = _markdown([_HEADINGS, *filter(None, rows)])
+    lines = markdown([_HEADINGS, *filter(None, rows)])
     promises = [("promise", "bound", "measured", "")]
     for row in document["promises"]:
         if row["value"] is not None:
             measured = f"{number(row['value'])} {row['unit']}"
             promises.append((row["text"], row["bound"], measured, row["shortfall"] or row["outcome"]))
-    return "\n".join([*lines, "", *_markdown(promises), "", _caption(document)])
+    return "\n".join([*lines, "", *markdown(promises), "", _caption(document)])
 
 
 def _peer_rows() -> list[tuple[str, ...]]:
@@ -69,7 +69,7 @@ def _row(cells: dict[str, Any], row: tuple[str, ...]) -> tuple[str, ...] | None:
     return title, f"{number(summary['p50'])} / {number(summary['p99'])}", ratio, *medians
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 

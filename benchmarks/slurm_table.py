@@ -1,0 +1,165 @@
+"""Render the README's second table: `python -m benchmarks.slurm_table RESULT.json [README.md]`.
+
+With README.md it replaces what stands there between the table's marks. Invariant: a number comes from the
+file or is not there; the caption names machine, commit and load.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.promises import Outcome, Promise, Verdict
+from benchmarks.harness.report import number
+from benchmarks.table import markdown
+
+BEGIN = "<!-- slurm-table:begin (python -m benchmarks.slurm_table) -->\n"
+END = "<!-- slurm-table:end -->"
+_HARVEST = (
+    "batch job", "slower beside busy processes, %", "slower beside isthmus, %", "idle core-seconds used, %",
+    "of those nobody else used, %", "cores back, ms: p50 / p99",
+    "threads at full speed, ms, p50: alone / busy processes / isthmus",
+)  # fmt: skip
+_PEER_HEADINGS = ("from asking for one core to the first result", "p50 ms", "worst ms", "× bare", "samples")
+_WAYS = {
+    "bare": "bare `salloc` + `srun`, runs `true`",
+    "pool": "**isthmus**, an allocation that stands ready",
+    "isthmus": "**isthmus**, a new allocation",
+    "hyperqueue": "HyperQueue, started by `salloc` + `srun`",
+    "dask": "Dask-jobqueue",
+    "parsl": "Parsl HTEX, SlurmProvider",
+}
+"""Of `slurm_peers`, in the table's order."""
+_RECOVERED = Promise("share", "idle core-seconds put to work, all jobs", "%", "harvest", at_least=90)
+_SLOWDOWN = Promise("slowdown", "slowdown of the batch job that suffers most", "%", "harvest", at_most=5)
+_RECLAIM = Promise(
+    "reclaim", "cores back with their owner: worst p99 of all jobs", "ms", "harvest", at_most=50
+)
+_LEASE = Promise("lease", "lease to first result, above bare salloc + srun", "ms", "peers", at_most=100)
+_LOST = Promise(
+    "lost", "calls lost, of those in flight while batch took the nodes", "", "preempted", at_most=0
+)
+
+
+def render(document: dict[str, Any]) -> str:
+    """Markdown: what each part measured, then the promises, then the caption."""
+    parts = {name: part["summary"] for name, part in document["parts"].items()}
+    lines: list[str] = []
+    if "harvest" in parts:
+        lines += [*markdown([_HARVEST, *map(_harvest_row, parts["harvest"])]), ""]
+    if "peers" in parts:
+        lines += [*markdown([_PEER_HEADINGS, *_peer_rows(parts["peers"])]), ""]
+    if "preempted" in parts:
+        lines += [_preempted(parts["preempted"]), ""]
+    promises = [_promise_row(verdict) for verdict in verdicts(parts)]
+    lines += [*markdown([("promise", "bound", "measured", ""), *promises]), ""] if promises else []
+    return "\n".join([*lines, _caption(document)])
+
+
+def verdicts(parts: dict[str, Any]) -> Iterator[Verdict]:
+    if "harvest" in parts:
+        rows = parts["harvest"]
+        yield _verdict(_RECOVERED, recovered_percent(rows))
+        yield _verdict(_SLOWDOWN, max(row["harvested_slowdown_percent"] for row in rows))
+        reclaims = [row["reclaim_ms"]["p99"] for row in rows if row["reclaim_ms"]]
+        if reclaims:
+            yield _verdict(_RECLAIM, max(reclaims))
+    if "peers" in parts and {"bare", "isthmus"} <= parts["peers"].keys():
+        peers = parts["peers"]
+        ours = min(peers[name]["p50"] for name in ("pool", "isthmus") if name in peers)
+        yield _verdict(_LEASE, ours - peers["bare"]["p50"])
+    if "preempted" in parts:
+        yield _verdict(_LOST, parts["preempted"]["lost"])
+
+
+def recovered_percent(rows: list[dict[str, Any]]) -> float:
+    """Of all jobs' idle core-seconds together."""
+    idle_s = sum(row["idle_core_s"] for row in rows)
+    return 100 * sum(row["got_core_s"] for row in rows) / idle_s if idle_s else 0.0
+
+
+def _verdict(promise: Promise, value: float) -> Verdict:
+    is_kept = value <= promise.at_most if promise.at_most is not None else value >= (promise.at_least or 0)
+    outcome: Outcome = "met" if is_kept else "missed"
+    return Verdict(promise, outcome, value)
+
+
+def _promise_row(verdict: Verdict) -> tuple[str, ...]:
+    promise, value = verdict.promise, verdict.value or 0.0
+    measured = f"{number(value)} {promise.unit}".strip()
+    by_how_much = verdict.shortfall if promise.at_most != 0 else ""  # no factor of nothing
+    return promise.text, promise.bound.strip(), measured, by_how_much or verdict.outcome
+
+
+def _harvest_row(row: dict[str, Any]) -> tuple[str, ...]:
+    speeds = [row[f"{mode}_full_speed_ms"] for mode in ("alone", "naive", "harvested")]
+    return (
+        row["work"], _figure(row["naive_slowdown_percent"]), _figure(row["harvested_slowdown_percent"]),
+        _figure(row["recovered_percent"]), _figure(row["recovered_of_unused_percent"]),
+        _pair(row["reclaim_ms"]), " / ".join(f"{one['p50']:.1f}" for one in speeds if one),
+    )  # fmt: skip
+
+
+def _peer_rows(peers: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    bare = peers.get("bare")
+    for name, title in _WAYS.items():
+        if name in peers:
+            one = peers[name]
+            ratio = f"{one['p50'] / bare['p50']:.1f}" if bare else ""
+            yield title, f"{one['p50']:.0f}", f"{one['worst']:.0f}", ratio, str(one["count"])
+
+
+def _preempted(one: dict[str, Any]) -> str:
+    return (
+        f"{one['in_flight']:,} calls in flight while a batch job took all nodes: {one['lost']} lost, "
+        f"{one['charged']} charged; {one['ran_again']} had begun and ran again. The job waited "
+        f"{one['batch_waited_s']:.1f} s for its nodes, {one['batch_waited_bare_s']:.1f} s where ordinary "
+        "jobs held them."
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _pair(quantiles: dict[str, float] | None) -> str:
+    return f"{quantiles['p50']:.1f} / {quantiles['p99']:.1f}" if quantiles else ""
+
+
+def _caption(document: dict[str, Any]) -> str:
+    load = document["load_average"]
+    harvest, peers = document["parts"].get("harvest"), document["parts"].get("peers")
+    shapes = [
+        f"harvesting on one virtual node of {harvest['cores']} cores, interleaved rounds: {harvest['rounds']}"
+        if harvest else "",
+        f"leases on {peers['nodes']} virtual nodes of the same machine, taking turns" if peers else "",
+    ]  # fmt: skip
+    return (
+        f"{document['machine']['line']}; real Slurm ({', '.join(filter(None, shapes))}); "
+        f"{document['started'][:10]}, commit {document['machine']['commit']}; load {load['start']:.2f} to "
+        f"{load['end']:.2f}{'; quick run' if document['quick'] else ''}."
+    )
+
+
+def replaced(readme: str, table: str) -> str:
+    """The text with the table between its marks. Raises ValueError where it has none."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"there is no {BEGIN.strip()} ... {END} in it")
+    return f"{before}{begin}{table}\n{end}{after}"
+
+
+def main() -> None:
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python -m benchmarks.slurm_table RESULT.json [README.md]")
+    table = render(json.loads(Path(sys.argv[1]).read_text("utf-8")))
+    print(table)
+    if len(sys.argv) == 3:
+        readme = Path(sys.argv[2])
+        readme.write_text(replaced(readme.read_text("utf-8"), table), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
