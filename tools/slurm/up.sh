@@ -101,6 +101,7 @@ NodeName=n[1-$node_count] NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((port
 PartitionName=batch Nodes=ALL Default=YES PriorityTier=50 PreemptMode=OFF DefaultTime=10 MaxTime=1-0
 PartitionName=urgent Nodes=ALL PriorityTier=90 PreemptMode=OFF DefaultTime=10 MaxTime=1-0
 PartitionName=scavenge Nodes=ALL PriorityTier=10 PreemptMode=CANCEL DefaultTime=10 MaxTime=1-0
+PartitionName=returning Nodes=ALL PriorityTier=10 PreemptMode=REQUEUE DefaultTime=10 MaxTime=1-0
 CONF
   echo "export SLURM_CONF=$SLURM_CONF" >"$directory/env"
 }

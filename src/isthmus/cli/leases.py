@@ -8,6 +8,7 @@ import typer
 
 from isthmus.cli.options import Json, State
 from isthmus.cli.output import age, print_json, printable, show, steerless
+from isthmus.cli.pools import pool_words
 from isthmus.cli.sites import Site, open_site
 
 FOLLOW_PERIOD_S = 0.5
@@ -73,18 +74,22 @@ def release(lease: Lease, state: State = None, as_json: Json = False) -> None:
 
 
 def explain(
-    id: Annotated[str, typer.Argument(help="A lease (ls_...) or a request (rq_...).")],
+    id: Annotated[str, typer.Argument(help="A lease (ls_...), a request (rq_...), or a pool's name.")],
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Tell why a lease was granted or not.
+    """Tell why a lease was granted or not, or why a pool of allocations has no more.
 
     The rules that fired, the nodes weighed with their scores, and what happened since.
 
     \b
       isthmus explain ls_01jh2k3m4n5p6q7r
+      isthmus explain burst             a pool of slurm.pools: what its jobs wait for
     """
-    document = open_site(state).get("explain", id)
+    site = open_site(state)
+    pools = [] if id.startswith(("ls_", "rq_")) else site.get("status")["pools"]
+    found = next(({**pool, "words": pool_words(pool)} for pool in pools if pool["pool"] == id), None)
+    document = found or site.get("explain", id)
     if as_json:
         print_json(document)
         return

@@ -14,6 +14,7 @@ import typer
 from isthmus.cli.failures import EXIT_FAILED, EXIT_NOT_RUNNING, Failure
 from isthmus.cli.options import Json, State
 from isthmus.cli.output import print_json, show_fields
+from isthmus.cli.pools import pool_words
 from isthmus.cli.sites import open_site
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ def status(state: State = None, as_json: Json = False) -> None:
             ("nodes", answer["nodes"]),
             ("cores", f"{answer['cores_leased']} of {answer['cores']} leased"),
             ("leases", f"{answer['leases_active']} active, {answer['requests_waiting']} requests waiting"),
+            *((f"pool {row['pool']}", "; ".join(pool_words(row))) for row in answer["pools"]),
             ("you", f"{answer['role']} of tenant {answer['tenant']}"),
         ],
     )

@@ -211,6 +211,24 @@ class SiteFile(Record, frozen=True):
     ephemeral: bool = False
 
 
+class PoolReport(Record, frozen=True):
+    """A pool of allocations that stand ready: what it has, and in `words`, line by line, why it has no more.
+
+    running, waiting   allocations; `leases` on them; `cores_free` for further ones
+    """
+
+    pool: str
+    contract: str
+    minimum: int
+    maximum: int
+    running: int
+    waiting: int
+    leases: int
+    cores: int
+    cores_free: int
+    words: tuple[str, ...] = ()
+
+
 class SiteStatus(Record, frozen=True):
     """GET /v1/status"""
 
@@ -226,6 +244,7 @@ class SiteStatus(Record, frozen=True):
     requests_waiting: int
     tenant: TenantId
     role: str
+    pools: tuple[PoolReport, ...] = ()
 
 
 class LogChunk(Record, frozen=True):

@@ -191,6 +191,9 @@ class Lease(Record, frozen=True):
 
 
 LENT_PLATFORM = "lent"  # of nodes that are the idle part of a batch job: for harvested leases, and only those
+POOL_PLATFORM = (
+    "pool"  # of nodes that are an allocation standing ready with its agent: for elastic leases only
+)
 
 
 class Node(Record, frozen=True):

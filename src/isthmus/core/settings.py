@@ -15,7 +15,9 @@ from msgspec import Meta
 
 from isthmus.core.errors import SettingsError
 from isthmus.core.kinds import Licenses, check
+from isthmus.core.units import parse_bytes
 
+PoolName = Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,30}$")]  # part of names of jobs and nodes
 _ENVIRONMENT_PREFIX = "ISTHMUS_"
 
 
@@ -202,6 +204,59 @@ class RestSettings(Section, frozen=True):
     """Version of the interface, like "v0.0.38". Empty: the newest that both sides know."""
 
 
+_CONTRACTS_MISSING = {
+    "drain": "isthmus does not see yet what batch jobs wait for",
+    "suspend": "the deadlines of a suspended job's leases pass while it cannot renew them",
+    "shrink": "each allocation is one job on one node, so a pool shrinks by whole jobs",
+}
+
+
+class SlurmPoolSettings(Section, frozen=True):
+    """One pool of allocations that stand ready with their agents, named in `[slurm.pools.NAME]`."""
+
+    cores: Annotated[int, Meta(ge=1)]
+    """Cores of each allocation, which is one job on one node. More: fewer jobs; fewer: they fit sooner."""
+
+    memory: str
+    """Memory of each, like "16GiB"."""
+
+    partition: str = ""
+    """Where they stand; best one whose jobs Slurm may preempt. Empty: `elastic_partition`."""
+
+    qos: str = ""
+    """Their QoS. Empty: `elastic_qos`."""
+
+    minimum: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """Allocations that stand ready when nobody calls. More: more first calls are quick; more is held."""
+
+    maximum: Annotated[int, Meta(ge=1, le=1000)] = 4
+    """Allocations at most; beyond it those about to reach their time limit, until they are replaced."""
+
+    idle_s: Annotated[float, Meta(gt=0)] = 300.0
+    """One beyond the minimum without a lease for so long is given back."""
+
+    time_limit_s: Annotated[int, Meta(ge=60)] = 4 * 3600
+    """Longest life of an allocation, rounded up to minutes. Longer: fewer replacements; it starts later."""
+
+    renew_s: Annotated[float, Meta(ge=0)] = 300.0
+    """So long before its time limit another takes an allocation's place. Longer: it may wait in the queue."""
+
+    contract: str = "requeue"
+    """When batch jobs want the nodes: `requeue`: Slurm preempts the jobs, which come back by themselves."""
+
+    def __post_init__(self) -> None:
+        parse_bytes(self.memory)
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum={self.minimum} is more than maximum={self.maximum}")
+        if self.renew_s > self.time_limit_s / 2:
+            raise ValueError(
+                f"renew_s={self.renew_s:g} is more than half of time_limit_s={self.time_limit_s}"
+            )
+        if self.contract != "requeue":
+            why = _CONTRACTS_MISSING.get(self.contract, "there is no such contract")
+            raise ValueError(f"contract {self.contract!r}: {why}; use 'requeue'")
+
+
 class SlurmSettings(Section, frozen=True):
     partition: str = ""
     """Where leases are drawn from. Empty: Slurm's default partition, and `isthmus nodes` shows all nodes."""
@@ -253,6 +308,9 @@ class SlurmSettings(Section, frozen=True):
 
     site_url: str = ""
     """Where agents dial the site, "http://HOST:PORT". Empty: through `ssh.tunnel`, else where it listens."""
+
+    pools: dict[PoolName, SlurmPoolSettings] = msgspec.field(default_factory=dict)
+    """Allocations that stand ready with their agents, by the name of their pool: leases there are quick."""
 
     ssh: SshSettings = SshSettings()
     rest: RestSettings = RestSettings()

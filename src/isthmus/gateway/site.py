@@ -139,7 +139,7 @@ def _build(
     leasing = Leasing(settings.leasing, ledger, platform, hub, policies, clock, site_key)
     jobs = Jobs(settings.jobs, leasing, calls, Relay(settings.gateway.body_bytes_max), clock, keys.quota)
     operations = [
-        *Overview(leasing, platform.name, site, clock).operations(),
+        *Overview(leasing, platform, site, clock).operations(),
         *Leases(leasing, hub).operations(),
         *Nodes(leasing, Functions(leasing)).operations(),
         *Policies(leasing, keys.quota).operations(),

@@ -15,7 +15,7 @@ import structlog
 from isthmus.core.clock import Clock
 from isthmus.core.errors import IsthmusError, NotFoundError, SiteUnavailableError
 from isthmus.core.ids import AllocationId, LeaseId, NodeId
-from isthmus.core.model import EndReason, LeaseState
+from isthmus.core.model import EndReason, LeaseState, Resources
 from isthmus.core.settings import LeasingSettings
 from isthmus.leasing.books import Books, Change, Held
 from isthmus.leasing.control import NodeControl
@@ -80,8 +80,11 @@ class Acting:
         running = [held for held in leases if held.lease.state in OPEN]
         self.apply([(held, EndOrdered(at_s=now_s, reason=reason, detail=detail)) for held in running])
 
-    def agent_of(self, allocation: AllocationId) -> NodeId | None:
-        return self._platform.agent_of(allocation)
+    def agent_of(self, allocation: AllocationId, node: NodeId) -> NodeId | None:
+        return self._platform.agent_of(allocation, node)
+
+    def want(self, waiting: tuple[Resources, ...]) -> None:
+        self._platform.want(waiting)
 
     def know_end(self, held: Held, allocation: Allocation) -> None:
         """When the allocation's time is nearly over: early enough to hand running calls over."""
@@ -211,8 +214,9 @@ class Acting:
 
     async def _bury(self, held: Held, gone: Gone) -> None:
         assert held.lease.allocation is not None
+        assert held.lease.node is not None
         with contextlib.suppress(SiteUnavailableError):
-            fate = await self._platform.fate(held.lease.allocation)
+            fate = await self._platform.fate(held.lease.allocation, held.lease.node)
             if fate is not None and fate.state == "ended":
                 gone = Gone(at_s=gone.at_s, reason=fate.end_reason, detail=fate.detail)
         if not held.is_over:

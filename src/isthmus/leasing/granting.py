@@ -7,6 +7,7 @@ left is taken back at once. Not here: starting what was granted (`starting.py`).
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable
 
 from isthmus.core.clock import Clock
@@ -21,6 +22,7 @@ from isthmus.leasing.lifecycle import DrainOrdered, Event, Granted, StartOrdered
 from isthmus.leasing.waiting import Waiter, WaitingQueue
 from isthmus.policy import Decision, Demand, Logged, PolicySet, Snapshot, decide, fairness, priority
 
+WANTED_MAX = 256  # leases that the platform is told of; more follow when it has got these
 WAITING_SHOWN_MAX = 32  # tenants in the queue that a decision is told of, to say who comes before whom
 
 
@@ -71,6 +73,7 @@ class Granting:
             raise _refusal(demand, decision)
         waiter = Waiter(demand, urgency, decision)
         self._queue.add(waiter)
+        self._tell_what_waits()
         try:
             async with asyncio.timeout(min(demand.lease.wait_s, self._settings.queue_wait_s)):
                 return await waiter.answer
@@ -89,6 +92,12 @@ class Granting:
             raise
         finally:
             self._queue.remove(waiter)
+            self._tell_what_waits()
+
+    def _tell_what_waits(self) -> None:
+        """The platform may fetch more; not for those whom their quota holds back."""
+        some = (waiter.missing for waiter in self._queue.all())
+        self._acting.want(tuple(itertools.islice(itertools.chain.from_iterable(some), WANTED_MAX)))
 
     def _priority(self, demand: Demand) -> int:
         return priority(self._policies, self._books.situation(), demand)
@@ -121,7 +130,7 @@ class Granting:
         new = [self._new_lease(demand, decision.lease_class, now_s) for _ in decision.places]
         events: list[tuple[Held, Event]] = []
         for held, node in zip(new, decision.places, strict=True):
-            allocation, agent = self._allocation(decision.lease_class)
+            allocation, agent = self._allocation(decision.lease_class, node)
             events.append((held, Granted(at_s=now_s, node=node, allocation=allocation, agent=agent)))
             events.append((held, StartOrdered(at_s=now_s, deadline_s=now_s + self._settings.lease_s)))
             held.expires_at = self._clock.monotonic() + self._settings.lease_s
@@ -130,12 +139,12 @@ class Granting:
         self._acting.apply(events, new=new, decisions=(_logged(demand, snapshot, decision),))
         return new
 
-    def _allocation(self, lease_class: LeaseClass) -> tuple[AllocationId | None, NodeId | None]:
+    def _allocation(self, lease_class: LeaseClass, node: NodeId) -> tuple[AllocationId | None, NodeId | None]:
         """Its name, and the agent that comes with it. A harvested lease has none of its own."""
         if lease_class is LeaseClass.HARVESTED:
             return None, None
         allocation = AllocationId(self._new_id("al"))
-        return allocation, self._acting.agent_of(allocation)
+        return allocation, self._acting.agent_of(allocation, node)
 
     def _new_lease(self, demand: Demand, lease_class: LeaseClass, now_s: float) -> Held:
         asked = demand.lease

@@ -77,7 +77,9 @@ class Measured(Event, frozen=True):
 
 
 class DrainOrdered(Event, frozen=True):
-    """It may finish what runs; after the grace it is evicted."""
+    """It may finish what runs; after the grace it is evicted. `detail`: why, where that is worth a word."""
+
+    detail: str = ""
 
 
 class EndOrdered(Event, frozen=True):

@@ -150,8 +150,11 @@ class Reconciling:
                 await self._compare(platform, held, state)
             elif state is None:
                 await self._take_again(platform, held)
-            elif state == "ended" and held.lease.state is LeaseState.ACTIVE:
-                self._acting.end(held, EndReason.NODE_LOST, f"{platform.name} ended its allocation")
+            elif state == "ended" and not await self._is_buried(platform, held) and not held.is_starting:
+                if held.lease.state is LeaseState.ACTIVE:
+                    self._acting.end(held, EndReason.NODE_LOST, f"{platform.name} ended its allocation")
+            elif state == "leaving" and held.lease.state is LeaseState.ACTIVE:
+                await self._hand_back(platform, held)
 
     async def _take_stock(self, platform: Platform) -> None:
         try:
@@ -162,9 +165,10 @@ class Reconciling:
     async def _compare(self, platform: Platform, held: Held, state: AllocationState | None) -> None:
         """An allocation that brings its own agent ends that agent, and the lease, with itself."""
         assert held.lease.allocation is not None
+        assert held.lease.node is not None
         if held.is_starting or (state == "running" and held.closes_at < float("inf")):
             return
-        fate = await platform.fate(held.lease.allocation)
+        fate = await platform.fate(held.lease.allocation, held.lease.node)
         if fate is not None and fate.state != "ended":
             self._acting.know_end(held, fate)
         elif not held.is_over and not held.is_starting:
@@ -178,12 +182,32 @@ class Reconciling:
         if lease.node is None or lease.allocation is None or held.is_starting or held.is_over:
             return
         try:
-            await platform.acquire(lease.allocation, lease.node, lease.resources, lease.lease_class)
+            taken = await platform.acquire(lease.allocation, lease.node, lease.resources, lease.lease_class)
         except NoCapacityError as error:
             _log.error("a running lease has no allocation any more", lease=lease.lease, why=str(error))
+            await self._is_buried(platform, held)
             return
+        self._acting.know_end(held, taken)
         if lease.lease not in self._books.open:  # it ended meanwhile
             self._acting.release(lease.allocation)
+
+    async def _is_buried(self, platform: Platform, held: Held) -> bool:
+        """Whether it is over: if the platform is sure that the allocation has ended, nothing in it runs."""
+        assert held.lease.allocation is not None
+        assert held.lease.node is not None
+        fate = await platform.fate(held.lease.allocation, held.lease.node)
+        if fate is not None and fate.state == "ended" and not held.is_over and not held.is_starting:
+            self._acting.apply([(held, self._gone(fate.end_reason, fate.detail))])
+        return held.is_over
+
+    async def _hand_back(self, platform: Platform, held: Held) -> None:
+        """The platform wants the allocation back: the lease may finish what runs, within its grace."""
+        assert held.lease.allocation is not None
+        assert held.lease.node is not None
+        fate = await platform.fate(held.lease.allocation, held.lease.node)
+        if held.lease.state is LeaseState.ACTIVE:
+            detail = fate.detail if fate is not None else ""
+            self._acting.apply([(held, DrainOrdered(at_s=self._clock.now(), detail=detail))])
 
     def _refresh_open(self, now: float) -> None:
         for node in self._books.nodes.ids:
@@ -392,7 +416,7 @@ class Reconciling:
             self._missing.pop(message.lease, None)
             at_s = self._clock.now()
             gone = Gone(at_s=at_s, reason=message.reason, detail=message.detail)
-            if held.lease.agent is not None and message.reason is EndReason.EVICTED:
+            if held.lease.allocation is not None and message.reason is EndReason.EVICTED:
                 self._books.note(held, Measured(at_s=at_s, usage=message.usage))
                 self._acting.bury(held, gone)
             else:

@@ -10,11 +10,11 @@ Not here: who is served, and where tenants stand (`granting.py` asks policy).
 import asyncio
 import bisect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from isthmus.core.errors import NoCapacityError
 from isthmus.core.ids import TenantId
-from isthmus.core.model import LeaseClass
+from isthmus.core.model import LeaseClass, Resources
 from isthmus.leasing.books import Held
 from isthmus.policy.decide import Decision
 from isthmus.policy.snapshot import Demand
@@ -37,6 +37,14 @@ class Waiter:
     @property
     def is_granted(self) -> bool:
         return self.answer.done() and not self.answer.cancelled() and self.answer.exception() is None
+
+    @property
+    def missing(self) -> Iterator[Resources]:
+        """Of elastic leases for which there is no room."""
+        asked, decision = self.demand.lease, self.decision
+        lease_class = decision.lease_class if decision is not None else asked.lease_class
+        if lease_class is LeaseClass.ELASTIC and (decision is None or decision.blocked_by != "quota"):
+            yield from itertools.repeat(asked.resources, asked.count)
 
 
 class WaitingQueue:

@@ -12,13 +12,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 import structlog
 
+from isthmus.core.api import PoolReport
 from isthmus.core.discovery import is_alive
 from isthmus.core.ids import AllocationId, NodeId
 from isthmus.core.kinds import Stock
@@ -108,11 +109,17 @@ class LocalPlatform:
     async def allocations(self) -> dict[AllocationId, AllocationState] | None:
         return self._bookings.states()
 
-    def agent_of(self, allocation: AllocationId) -> NodeId | None:
+    def agent_of(self, allocation: AllocationId, node: NodeId) -> NodeId | None:
         return None
 
-    async def fate(self, allocation: AllocationId) -> Allocation | None:
+    async def fate(self, allocation: AllocationId, node: NodeId) -> Allocation | None:
         return self._bookings.held(allocation)
+
+    def want(self, waiting: Sequence[Resources]) -> None:
+        """There is no more than there is."""
+
+    def pools(self) -> tuple[PoolReport, ...]:
+        return ()
 
     async def close(self) -> None:
         """Stop the agent: SIGTERM, then SIGKILL for its whole group. Twice is fine."""

@@ -4,15 +4,17 @@
 tests/conformance/test_platforms.py.
 """
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import msgspec
 
+from isthmus.core.api import PoolReport
 from isthmus.core.ids import AllocationId, NodeId
 from isthmus.core.kinds import HeldBy, Stock
 from isthmus.core.model import EndReason, LeaseClass, Node, Record, Resources
 
-AllocationState = Literal["pending", "running", "ended"]
+AllocationState = Literal["pending", "running", "leaving", "ended"]  # leaving: it is to be handed back soon
 
 
 class Allocation(Record, frozen=True):
@@ -68,12 +70,20 @@ class Platform(Protocol):
         """All it knows of, or None when it cannot tell now. Unknown is not gone: None changes nothing."""
         ...
 
-    def agent_of(self, allocation: AllocationId) -> NodeId | None:
+    def agent_of(self, allocation: AllocationId, node: NodeId) -> NodeId | None:
         """The agent that comes and ends with the allocation; None: its node has one for all."""
         ...
 
-    async def fate(self, allocation: AllocationId) -> Allocation | None:
+    async def fate(self, allocation: AllocationId, node: NodeId) -> Allocation | None:
         """What has become of it, asked anew. Raises SiteUnavailableError; None: nothing can be said of it."""
+        ...
+
+    def want(self, waiting: Sequence[Resources]) -> None:
+        """What elastic requests wait for, so that more may be fetched for them; nothing need come of it."""
+        ...
+
+    def pools(self) -> tuple[PoolReport, ...]:
+        """How its pools of allocations stand, if it has some."""
         ...
 
     async def close(self) -> None: ...

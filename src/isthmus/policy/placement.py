@@ -20,13 +20,22 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 Need = tuple[int, int, int]  # of one lease: cores, bytes of memory, GPUs
 GPU_WASTE = 1.0  # what a node with GPUs loses for a lease without: more than any packing gains
+POOL_GAIN = 2.0  # what a node gains whose agent stands ready: more than the rest together
 SHELVES_SORTED = 32  # at first; most requests need no more
 HANDFUL = 16  # nodes looked up together
 
 
 def hosts(nodes: NodeTable, lease_class: LeaseClass) -> BoolArray:
-    """Which nodes may take leases of this class: (nodes,). Lent ones take harvested leases, and no others."""
-    return nodes.lent if lease_class is LeaseClass.HARVESTED else ~nodes.lent
+    """Which nodes may take leases of this class: (nodes,).
+
+    Lent ones take harvested leases, and no others; pooled ones, which may be taken back, elastic ones.
+    """
+    match lease_class:
+        case LeaseClass.HARVESTED:
+            return nodes.lent
+        case LeaseClass.RESERVED:
+            return ~nodes.lent & ~nodes.pooled
+    return ~nodes.lent
 
 
 def fits(nodes: NodeTable, resources: Resources) -> BoolArray:
@@ -48,7 +57,7 @@ def slots(nodes: NodeTable, row: int, need: Need) -> int:
 class Ranking:
     """The nodes that fit, by shelf.
 
-    shelves  those with a node that fits;  scores: packing score of each, in -1..1;  shapes: of each
+    shelves  those with a node that fits;  scores: packing score of each, in -1..3;  shapes: of each
     """
 
     def __init__(self, nodes: NodeTable, fitting: BoolArray, resources: Resources) -> None:
@@ -145,7 +154,7 @@ def _base_scores(
 ) -> FloatArray:
     """The share of a node's cores that would be in use with the lease, less what a GPU is wasted."""
     left = (free_cores - resources.cores) / nodes.shape_cores[shapes]
-    scores: FloatArray = 1.0 - left
+    scores: FloatArray = 1.0 - left + POOL_GAIN * nodes.shape_is_pooled[shapes]
     if not resources.gpus:
         scores = scores - GPU_WASTE * nodes.shape_has_gpus[shapes]
     return scores

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from isthmus.core.api import LeaseRequest
 from isthmus.core.ids import LeaseId, NodeId, RequestId, TenantId
 from isthmus.core.kinds import Stock
-from isthmus.core.model import LENT_PLATFORM, Node, Quota, Record, Resources
+from isthmus.core.model import LENT_PLATFORM, POOL_PLATFORM, Node, Quota, Record, Resources
 from isthmus.policy.shelves import IntArray, Shelves
 
 
@@ -169,10 +169,12 @@ class NodeTable:
         self.shape_cores = np.array([max(shape.cores, 1) for shape in shapes], dtype=np.float64)
         self.shape_has_gpus = np.array([shape.gpus > 0 for shape in shapes], dtype=np.bool_)
         self.shelves = Shelves(self.shape, self.free_cores)
+        self.shape_is_pooled = np.array([shape.platform == POOL_PLATFORM for shape in shapes], dtype=np.bool_)
+        self.pooled: NDArray[np.bool_] = self.shape_is_pooled[self.shape]
         is_lent = np.array([shape.platform == LENT_PLATFORM for shape in shapes], dtype=np.bool_)
         self.lent: NDArray[np.bool_] = is_lent[self.shape]
-        own = ~self.lent
-        self.total = Holding(  # lent nodes are parts of others
+        own = ~self.lent & ~self.pooled
+        self.total = Holding(  # lent and pooled nodes are parts of others
             cores=int(self.cores[own].sum()),
             memory_bytes=int(self.memory_bytes[own].sum()),
             gpus=int(self.gpus[own].sum()),

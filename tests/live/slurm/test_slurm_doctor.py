@@ -34,7 +34,9 @@ def test_on_a_working_cluster_it_says_what_works_and_what_each_lack_costs(cluste
 def test_a_partition_that_is_not_there_is_bad_and_so_is_its_exit_code(cluster):
     code, rows = doctor(**cluster.environment, ISTHMUS_SLURM__ELASTIC_PARTITION="scavange")
     assert code != 0
-    assert rows["partitions"]["words"] == "no partition scavange; there are batch, scavenge, urgent"
+    assert (
+        rows["partitions"]["words"] == "no partition scavange; there are batch, returning, scavenge, urgent"
+    )
 
 
 def test_without_slurms_commands_it_names_the_ways_out():

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from isthmus.core.api import LeaseRequest
 from isthmus.core.errors import NoCapacityError, NotFoundError, SiteUnavailableError
 from isthmus.core.ids import LeaseId, NodeId
-from isthmus.core.model import EndReason, LeaseClass, LeaseState, Usage
+from isthmus.core.model import EndReason, LeaseClass, LeaseState, Resources, Usage
 from isthmus.node.messages import (
     DrainLease,
     EndLease,
@@ -245,6 +246,30 @@ async def test_an_allocation_that_the_platform_ended_ends_its_lease(room: Room) 
     room.platform.preempt(allocation)
     await room.beat_for(11.0)
     assert end_of(room, lease) == (LeaseState.ENDED, EndReason.NODE_LOST)
+
+
+@in_a_room()
+async def test_an_allocation_that_is_wanted_back_is_handed_over_within_the_grace(room: Room) -> None:
+    lease = await granted(room)
+    allocation = room.leasing.lease(ALICE, lease).allocation
+    assert allocation is not None
+    room.platform.want_back(allocation, "others wait for its node")
+    await room.beat_for(room.platform.survey_s + SETTINGS.grace_s + 2)
+    assert end_of(room, lease) == (LeaseState.ENDED, EndReason.EVICTED)
+    words = room.leasing.explain(ALICE, lease).words
+    assert any("DrainOrdered" in line and "others wait for its node" in line for line in words)
+
+
+@in_a_room()
+async def test_the_platform_is_told_what_waits_for_room_and_that_it_waits_no_more(room: Room) -> None:
+    await granted(room, request=LeaseRequest(resources=Resources(cores=4)))
+    more = LeaseRequest(resources=Resources(cores=3), wait_s=1.0)
+    waiting = asyncio.create_task(granted(room, request=more))
+    await room.clock.sleep(0.5)
+    assert [one.cores for one in room.platform.wanted] == [3]
+    with pytest.raises(NoCapacityError):
+        await waiting
+    assert room.platform.wanted == ()
 
 
 @in_a_room()

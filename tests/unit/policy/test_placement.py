@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.core.ids import NodeId
-from isthmus.core.model import Resources
-from isthmus.policy import placement
+from isthmus.core.model import LeaseClass, Resources
+from isthmus.policy import ALLOW_ALL, decide, placement
 from isthmus.policy.placement import GPU_WASTE, Ranking
 from isthmus.policy.snapshot import NodeTable
-from tests.unit.policy.situations import node
+from tests.unit.policy.situations import demand, node, snapshot
 
 rows = st.lists(
     st.tuples(
@@ -35,6 +35,14 @@ def _table(shown: list[tuple[int, int, int, bool, int]]) -> NodeTable:
 def _book(table: NodeTable, booked: list[tuple[int, int, int]]) -> None:
     for row, cores, sign in booked:
         table.take(NodeId(f"n{row}"), Resources(cores=cores), sign)
+
+
+def test_an_elastic_lease_goes_where_an_agent_stands_ready_and_a_reserved_one_does_not() -> None:
+    rows = node("n1", free=3), node("n1.burst.7", free=1, platform="pool"), node("n2", free=1)
+    elastic, reserved = demand(lease_class=LeaseClass.ELASTIC), demand(lease_class=LeaseClass.RESERVED)
+    assert decide(ALLOW_ALL, snapshot(*rows), elastic).places == ("n1.burst.7",)
+    assert decide(ALLOW_ALL, snapshot(*rows), reserved).places == ("n2",)
+    assert snapshot(*rows).nodes.total.cores == 8, "a pool's allocation is part of another node"
 
 
 @settings(deadline=None)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from isthmus.core.errors import SiteUnavailableError
 from isthmus.core.ids import AllocationId
-from isthmus.platforms.slurm.records import Job, JobRequest, License, NodeUse
+from isthmus.platforms.slurm.records import Job, JobRequest, License, NodeUse, PoolRequest
 
 
 class RefusedError(SiteUnavailableError):
@@ -53,6 +53,10 @@ class SlurmClient(Protocol):
         """The number of a job that runs. Waits in the queue until cancelled, and then withdraws the job as
         far as it can; `cancel_named` makes sure. Raises RefusedError.
         """
+        ...
+
+    async def submit(self, request: PoolRequest) -> int:
+        """The number of a batch job, which waits in the queue as long as it likes. Raises RefusedError."""
         ...
 
     async def start(self, job: int, request: JobRequest) -> Started:

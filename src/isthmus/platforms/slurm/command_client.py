@@ -13,7 +13,7 @@ from isthmus.core.settings import SlurmSettings
 from isthmus.platforms.slurm import commands, parsing
 from isthmus.platforms.slurm.client import RefusedError, Started
 from isthmus.platforms.slurm.commands import Command
-from isthmus.platforms.slurm.records import GONE, Job, JobRequest, License, NodeUse
+from isthmus.platforms.slurm.records import GONE, Job, JobRequest, License, NodeUse, PoolRequest
 from isthmus.platforms.slurm.running import CommandFailedError, Running
 
 _UNREACHABLE = re.compile(
@@ -52,12 +52,16 @@ class CommandClient:
             # Our caller sets the limit of time: a job may wait in the queue for as long as it likes.
             said = await self._running.run(command, None)
         except CommandFailedError as error:
-            if not error.words:
-                raise
-            if _UNREACHABLE.search(error.words):
-                raise SiteUnavailableError(f"Slurm cannot be reached: {error}") from error
-            raise RefusedError(str(error)) from error
+            raise _refusal(error) from error
         return parsing.granted(said.remarks)
+
+    async def submit(self, request: PoolRequest) -> int:
+        command = commands.submit(self._settings, request)
+        try:
+            said = await self._running.run(command, self._settings.command_timeout_s, request.environ)
+        except CommandFailedError as error:
+            raise _refusal(error) from error
+        return parsing.submitted(said.printed)
 
     async def start(self, job: int, request: JobRequest) -> Started:
         program = request.program
@@ -87,3 +91,12 @@ class CommandClient:
 
     async def _run(self, command: Command) -> str:
         return (await self._running.run(command, self._settings.command_timeout_s)).printed
+
+
+def _refusal(error: CommandFailedError) -> SiteUnavailableError:
+    """What a command's failure means: Slurm said no, or it was not reached, or nobody knows."""
+    if not error.words:
+        return error
+    if _UNREACHABLE.search(error.words):
+        return SiteUnavailableError(f"Slurm cannot be reached: {error}")
+    return RefusedError(str(error))

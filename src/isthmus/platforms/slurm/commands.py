@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from isthmus.core.ids import AllocationId
 from isthmus.core.model import Resources
 from isthmus.core.settings import SlurmSettings
-from isthmus.platforms.slurm.records import JobRequest, job_name, minutes
+from isthmus.platforms.slurm.records import JobRequest, PoolRequest, job_name, minutes
 
 MARK = "."  # the last field of every line
 SEPARATOR = "|"
@@ -87,6 +87,33 @@ def allocate(settings: SlurmSettings, request: JobRequest) -> Command:
         f"--mem={request.memory_mib}M",
         f"--time={minutes(settings)}",
         *(f"--{name}={value}" for name, value in options.items() if value),
+    )
+
+
+def submit(settings: SlurmSettings, request: PoolRequest) -> Command:
+    """A batch job of one task on any one node."""
+    options = {
+        "partition": request.partition(settings),
+        "qos": request.qos(settings),
+        "account": settings.account,
+        "constraint": settings.constraint,
+        "reservation": settings.reservation,
+    }
+    return (
+        "sbatch",
+        "--parsable",
+        f"--job-name={request.name}",
+        f"--comment={request.comment}",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={request.shape.cores}",
+        f"--mem={request.memory_mib}M",
+        f"--time={request.minutes}",
+        "--requeue" if request.comes_back else "--no-requeue",
+        "--chdir=/",
+        "--output=/dev/null",
+        *(f"--{name}={value}" for name, value in options.items() if value),
+        f"--wrap={request.script}",
     )
 
 

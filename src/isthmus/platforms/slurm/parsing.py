@@ -16,6 +16,7 @@ MULTIPLE = {"K": 2**10, "M": 2**20, "": 2**20, "G": 2**30, "T": 2**40, "P": 2**5
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)([KMGTP]?)[cn]?")
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 _GRANTED = re.compile(r"Granted job allocation (\d+)")
+_SUBMITTED = re.compile(r"^(\d+)(?:;\S+)?$", re.MULTILINE)
 _STATE = re.compile(r"\bJobState=([A-Z_]+)")
 _PREEMPTED = re.compile(r"\bPreemptTime=\d")
 _REASON = re.compile(r"\bReason=(\S+)")
@@ -80,6 +81,14 @@ def granted(text: str) -> int:
     found = _GRANTED.search(text)
     if found is None:
         raise SlurmOutputError(f"salloc named no job: {_excerpt(text)}")
+    return _number(found[1])
+
+
+def submitted(text: str) -> int:
+    """The job's number in what `sbatch --parsable` said: `12`, or `12;cluster`. Raises SlurmOutputError."""
+    found = _SUBMITTED.search(text)
+    if found is None:
+        raise SlurmOutputError(f"sbatch named no job: {_excerpt(text)}")
     return _number(found[1])
 
 

@@ -14,13 +14,14 @@ import asyncio
 import hashlib
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from isthmus.core import kinds
+from isthmus.core.api import PoolReport
 from isthmus.core.errors import NoCapacityError, SiteUnavailableError
 from isthmus.core.ids import AllocationId, NodeId
 from isthmus.core.kinds import HeldBy, Stock
@@ -31,13 +32,19 @@ from isthmus.node.launching import agent_url, secrets
 from isthmus.platforms.platform import Allocation, AllocationState
 from isthmus.platforms.slurm import reasons
 from isthmus.platforms.slurm.client import RefusedError, SlurmClient
-from isthmus.platforms.slurm.records import Job, JobRequest, NodeUse, Program, allocation_of
-from isthmus.platforms.slurm.watching import Watch
+from isthmus.platforms.slurm.pool_agents import PoolAgents, job_of
+from isthmus.platforms.slurm.pools import Pools
+from isthmus.platforms.slurm.records import (
+    Job,
+    JobRequest,
+    NodeUse,
+    Program,
+    allocation_of,
+)
+from isthmus.platforms.slurm.watching import Watch, gone, settled
 
 STEP_TRIES = 3  # starts of one agent before its allocation is given up
 STEP_PAUSE_S = 0.5
-FATE_TRIES = 9  # looks at a job that Slurm is still ending
-FATE_PAUSE_S = 0.12
 _log = structlog.get_logger("platforms.slurm")
 
 
@@ -82,6 +89,11 @@ class SlurmPlatform:
         self._joined = joined
         self._client = client
         self._watch = Watch(client, settings.slurm.tick_s)
+        agents = PoolAgents(
+            site=self._site, url=self._agent_url, directory=str(self._agents), log=self._log_path,
+            python=self._settings.python, join_key=join_key, node_settings=settings.node,
+        )  # fmt: skip
+        self._pools = Pools(self._settings, client, self._watch, joined, agents)
         self._held: dict[AllocationId, _Held] = {}
         self._acquiring: dict[AllocationId, asyncio.Task[Allocation]] = {}
         self._steps: dict[AllocationId, asyncio.Task[str]] = {}
@@ -94,9 +106,11 @@ class SlurmPlatform:
             await self.allocations()
         except SiteUnavailableError as error:
             _log.error("Slurm does not answer; `isthmus doctor` looks for the cause", why=str(error))
+        self._pools.start()
 
     async def close(self) -> None:
         """Cancel what is still held, and wait until Slurm has ended it. Twice is fine."""
+        await self._pools.close()
         taking = list(self._acquiring.values())
         for task in taking:
             task.cancel()
@@ -110,14 +124,23 @@ class SlurmPlatform:
         self._steps.clear()
         await self._client.close()
 
-    def agent_of(self, allocation: AllocationId) -> NodeId | None:
-        return NodeId(allocation)
+    def agent_of(self, allocation: AllocationId, node: NodeId) -> NodeId | None:
+        return None if job_of(node) is not None else NodeId(allocation)
+
+    def want(self, waiting: Sequence[Resources]) -> None:
+        self._pools.want(waiting)
+
+    def pools(self) -> tuple[PoolReport, ...]:
+        return self._pools.report()
 
     # what there is ------------------------------------------------------------------------------------------
     async def nodes(self) -> tuple[Node, ...]:
-        uses, jobs = await asyncio.gather(self._watch.nodes(), self._watch.jobs())
+        not_before = time.monotonic() if self._pools.awaits_agents else 0.0
+        uses, jobs = await asyncio.gather(self._watch.nodes(), self._watch.jobs(not_before))
+        await self._pools.see(jobs)
         ours = [job for job in jobs.rows if self._is_ours(job) and job.state in reasons.HOLDING]
-        return tuple(self._node(use, [job for job in ours if job.node == use.node]) for use in uses.rows)
+        own = tuple(self._node(use, [job for job in ours if job.node == use.node]) for use in uses.rows)
+        return own + self._pools.nodes()
 
     def _node(self, use: NodeUse, ours: list[Job]) -> Node:
         gpus_ours = sum(
@@ -170,7 +193,7 @@ class SlurmPlatform:
         for allocation, held in self._held.items():
             if allocation not in states:
                 states[allocation] = await self._state_of_missing(held, reading.began_at)
-        return states
+        return states | self._pools.states()
 
     def _adopt(self, allocation: AllocationId, job: Job) -> None:
         if allocation in self._held:
@@ -195,14 +218,16 @@ class SlurmPlatform:
             return "running"
         return reasons.allocation_state(state)
 
-    async def fate(self, allocation: AllocationId) -> Allocation | None:
+    async def fate(self, allocation: AllocationId, node: NodeId) -> Allocation | None:
+        if job_of(node) is not None:
+            return await self._pools.fate(allocation, node)
         reading = await self._watch.jobs()
         job = next((job for job in reading.rows if allocation_of(job, self._site) == allocation), None)
         held = self._held.get(allocation)
         if job is None and held is None:
             return None
         number = job.job if job is not None else held.job if held is not None else 0
-        state, reason = await self._settled(number)
+        state, reason = await settled(self._client, number)
         if held is None:
             assert job is not None
             self._adopt(allocation, job)
@@ -215,20 +240,13 @@ class SlurmPlatform:
             detail=reasons.why_ended(number, state, reason),
         )
 
-    async def _settled(self, job: int) -> tuple[str, str]:
-        """The job's state, once Slurm has ended what it is ending, or after a while in any case."""
-        for _ in range(FATE_TRIES):
-            state, reason = await self._client.state(job)
-            if state != "COMPLETING":
-                break
-            await asyncio.sleep(FATE_PAUSE_S)
-        return state, reason
-
     # taking -------------------------------------------------------------------------------------------------
     async def acquire(
         self, allocation: AllocationId, node: NodeId, resources: Resources, lease_class: LeaseClass
     ) -> Allocation:
-        """A job that runs, with its agent connected."""
+        """A job that runs, with its agent connected; or room in one that does already."""
+        if job_of(node) is not None:
+            return self._pools.acquire(allocation, node, resources)
         known = self._held.get(allocation)
         if known is not None:
             return known.allocation
@@ -253,6 +271,7 @@ class SlurmPlatform:
     ) -> Allocation:
         if lease_class is LeaseClass.HARVESTED:
             raise NoCapacityError("harvested leases cannot be had from Slurm yet; ask for elastic")
+        self._pools.note_cold(resources, lease_class)
         began_s = time.time()
         program = self._program(allocation, node, resources)
         request = JobRequest(
@@ -372,7 +391,9 @@ class SlurmPlatform:
 
     # giving back --------------------------------------------------------------------------------------------
     async def release(self, allocation: AllocationId) -> None:
-        """Cancel its job. Raises SiteUnavailableError: then it is ours still."""
+        """Cancel its job, if it has one of its own. Raises SiteUnavailableError: then it is ours still."""
+        if self._pools.release(allocation):
+            return
         taking = self._acquiring.get(allocation)
         if taking is not None:
             taking.cancel()
@@ -407,13 +428,12 @@ class SlurmPlatform:
         """Once Slurm has ended all that ran in it, remove what its agent wrote."""
         step = self._steps.pop(allocation, None)
         try:
-            async with asyncio.timeout(self._settings.command_timeout_s):
-                while (await self._client.state(job))[0] in reasons.HOLDING:
-                    await asyncio.sleep(FATE_PAUSE_S)
-                if step is not None:
-                    await asyncio.wait({step})
-        except (TimeoutError, SiteUnavailableError) as error:
-            _log.warning("a cancelled job has not ended yet", job=job, why=str(error) or "it takes too long")
+            if not await gone(self._client, job, self._settings.command_timeout_s):
+                _log.warning("a cancelled job has not ended yet", job=job)
+            elif step is not None:
+                await asyncio.wait({step}, timeout=self._settings.command_timeout_s)
+        except SiteUnavailableError as error:
+            _log.warning("whether a cancelled job has ended is not known", job=job, why=str(error))
         finally:
             if step is not None:
                 step.cancel()

@@ -21,6 +21,7 @@ _WHY_PENDING = {
     "Resources": "others hold what it needs; it is next",
     "Priority": "jobs of higher priority come first",
     "ReqNodeNotAvail": "its node is down, drained or reserved",
+    "Nodes required for job are DOWN": "jobs of higher priority have its nodes, or these are down or drained",
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition does not start jobs now",
     "PartitionConfig": "no node of its partition that it may use has what it asks for",

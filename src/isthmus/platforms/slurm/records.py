@@ -10,9 +10,11 @@ import msgspec
 
 from isthmus.core.ids import AllocationId, NodeId
 from isthmus.core.model import LeaseClass, Record, Resources
-from isthmus.core.settings import SlurmSettings
+from isthmus.core.settings import SlurmPoolSettings, SlurmSettings
+from isthmus.core.units import parse_bytes
 
 NEVER_S = float("inf")
+_POOL = "isthmus-pool"  # how the comment of a job that stands ready begins
 GONE = "GONE"  # the state of a job that Slurm says it does not know
 
 
@@ -28,6 +30,14 @@ class Job(Record, frozen=True):
     ends_s: float
     comment: str
     licenses: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+def new_job(number: int) -> Job:
+    """A job that was just submitted: Slurm's scheduler has not looked at it."""
+    return Job(
+        job=number, node=NodeId(""), state="PENDING", reason="None", cores=0, memory_bytes=0, ends_s=NEVER_S,
+        comment="",
+    )  # fmt: skip
 
 
 class NodeUse(Record, frozen=True):
@@ -114,6 +124,47 @@ class JobRequest(Record, frozen=True):
         return self.lease_class is LeaseClass.ELASTIC
 
 
+class PoolRequest(Record, frozen=True):
+    """One job that stands ready, anywhere, for the pool of this name.
+
+    script   one line of shell, which becomes the agent; every user can read it
+    environ  secrets among it
+    """
+
+    site: str
+    pool: str
+    shape: SlurmPoolSettings
+    script: str
+    environ: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return f"isthmus-pool-{self.pool}"
+
+    @property
+    def comment(self) -> str:
+        return f"{_POOL}:{self.site}:{self.pool}"
+
+    @property
+    def memory_mib(self) -> int:
+        return -(-parse_bytes(self.shape.memory) // 2**20)
+
+    @property
+    def minutes(self) -> int:
+        return -(-self.shape.time_limit_s // 60)
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether Slurm shall put it into the queue again when it takes it back."""
+        return self.shape.contract == "requeue"
+
+    def partition(self, settings: SlurmSettings) -> str:
+        return self.shape.partition or settings.elastic_partition or settings.partition
+
+    def qos(self, settings: SlurmSettings) -> str:
+        return self.shape.qos or settings.elastic_qos or settings.qos
+
+
 def job_name(allocation: AllocationId) -> str:
     """One job, one name: it can be cancelled even when the answer with its number was lost."""
     return f"isthmus-{allocation}"
@@ -125,6 +176,16 @@ def minutes(settings: SlurmSettings) -> int:
 
 def allocation_of(job: Job, site: str) -> AllocationId | None:
     """The allocation that a job of this site stands for."""
-    kind, _, rest = job.comment.partition(":")
-    owner, _, allocation = rest.partition(":")
-    return AllocationId(allocation) if (kind, owner) == ("isthmus", site) and allocation else None
+    allocation = _named("isthmus", job, site)
+    return AllocationId(allocation) if allocation else None
+
+
+def pool_of(job: Job, site: str) -> str | None:
+    """The pool of this site that a job stands ready for."""
+    return _named(_POOL, job, site) or None
+
+
+def _named(kind: str, job: Job, site: str) -> str:
+    found, _, rest = job.comment.partition(":")
+    owner, _, name = rest.partition(":")
+    return name if (found, owner) == (kind, site) else ""

@@ -21,7 +21,15 @@ from isthmus.core.ids import AllocationId
 from isthmus.core.settings import SlurmSettings
 from isthmus.platforms.slurm import reasons, rest_shapes
 from isthmus.platforms.slurm.client import RefusedError
-from isthmus.platforms.slurm.records import GONE, Job, JobRequest, License, NodeUse, job_name
+from isthmus.platforms.slurm.records import (
+    GONE,
+    Job,
+    JobRequest,
+    License,
+    NodeUse,
+    PoolRequest,
+    job_name,
+)
 from isthmus.platforms.slurm.running import CONCURRENCY_MAX
 from isthmus.platforms.slurm.tokens import Tokens
 
@@ -96,7 +104,8 @@ class RestClient:
             raise
 
     async def take(self, request: JobRequest) -> int:
-        job = await self._submit(request)
+        Path(request.program.log).parent.mkdir(parents=True, exist_ok=True)
+        job = await self._submit(rest_shapes.submission(self._settings, request, await self._version()))
         pause_s = FIRST_LOOK_S
         while True:
             state, reason = await self.state(job)
@@ -108,9 +117,10 @@ class RestClient:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LOOK_S_MAX)
 
-    async def _submit(self, request: JobRequest) -> int:
-        Path(request.program.log).parent.mkdir(parents=True, exist_ok=True)
-        body = rest_shapes.submission(self._settings, request, await self._version())
+    async def submit(self, request: PoolRequest) -> int:
+        return await self._submit(rest_shapes.pool_submission(self._settings, request, await self._version()))
+
+    async def _submit(self, body: Any) -> int:
         try:
             answer = await self._slurm("POST", "job/submit", body)
         except RestError as error:

@@ -15,7 +15,15 @@ from typing import Any
 from isthmus.core.ids import NodeId
 from isthmus.core.settings import SlurmSettings
 from isthmus.platforms.slurm.parsing import MULTIPLE, SlurmOutputError, gpus, licenses_held
-from isthmus.platforms.slurm.records import NEVER_S, Job, JobRequest, License, NodeUse, minutes
+from isthmus.platforms.slurm.records import (
+    NEVER_S,
+    Job,
+    JobRequest,
+    License,
+    NodeUse,
+    PoolRequest,
+    minutes,
+)
 
 OLDEST, NEWEST = 38, 46  # of the interface, v0.0.N
 UNKNOWN_JOB = 2017  # ESLURM_INVALID_JOB_ID
@@ -54,32 +62,66 @@ def _spoken(found: Iterable[int]) -> str:
 def submission(settings: SlurmSettings, request: JobRequest, interface: int) -> dict[str, Any]:
     """A batch job whose script is the agent: slurmrestd starts no steps."""
     script = f"#!/bin/sh\n{_HOME}\nexec {shlex.join(request.program.words)}\n"
-    environ = {"PATH": "/usr/local/bin:/usr/bin:/bin", **request.program.environ}
     options = {
         "partition": request.partition(settings),
         "qos": request.qos(settings),
+        "licenses": request.licenses_in_words,
+    }
+    job = {
+        "name": request.name,
+        "comment": request.comment,
+        "cpus_per_task": request.resources.cores,
+        "standard_output": request.program.log,
+        **_common(settings, options),
+    }
+    more = _options_of_sbatch if interface < 39 else _description
+    return _with_script(job | more(settings, request), script, request.program.environ, interface)
+
+
+def pool_submission(settings: SlurmSettings, request: PoolRequest, interface: int) -> dict[str, Any]:
+    """A batch job that stands ready on any node."""
+    script = f"#!/bin/sh\n{_HOME}\n{request.script}\n"
+    options = {"partition": request.partition(settings), "qos": request.qos(settings)}
+    job = {
+        "name": request.name,
+        "comment": request.comment,
+        "cpus_per_task": request.shape.cores,
+        "standard_output": "/dev/null",
+        **_common(settings, options),
+    }
+    if interface < 39:
+        job |= {"nodes": 1, "memory_per_node": request.memory_mib, "time_limit": request.minutes}
+        job["requeue" if request.comes_back else "no_requeue"] = True
+    else:
+        job |= {"minimum_nodes": 1, "maximum_nodes": 1, "requeue": request.comes_back}
+        job |= {"memory_per_node": _set(request.memory_mib), "time_limit": _set(request.minutes)}
+    return _with_script(job, script, request.environ, interface)
+
+
+def _common(settings: SlurmSettings, options: Mapping[str, str]) -> dict[str, Any]:
+    """What all our batch jobs ask for; nothing that is empty."""
+    wanted = {
+        **options,
         "account": settings.account,
         "constraints": settings.constraint,
         "reservation": settings.reservation,
-        "licenses": request.licenses_in_words,
     }
-    job: dict[str, Any] = {
-        "name": request.name,
-        "comment": request.comment,
-        "tasks": 1,
-        "cpus_per_task": request.resources.cores,
-        "current_working_directory": "/",
-        "standard_output": request.program.log,
-        **{name: value for name, value in options.items() if value},
-    }
+    named = {name: value for name, value in wanted.items() if value}
+    return {"tasks": 1, "current_working_directory": "/", **named}
+
+
+def _with_script(
+    job: dict[str, Any], script: str, environ: Mapping[str, str], interface: int
+) -> dict[str, Any]:
+    everything = {"PATH": "/usr/local/bin:/usr/bin:/bin", **environ}
     if interface < 39:
-        job |= _options_of_sbatch(settings, request) | {"environment": environ}
-    else:
-        job |= _description(settings, request)
-        job["environment"] = [f"{name}={value}" for name, value in environ.items()]
-    if interface < 41:
-        return {"script": script, "job": job}
-    return {"job": {**job, "script": script}}
+        return {"script": script, "job": {**job, "environment": everything}}
+    job = {**job, "environment": [f"{name}={value}" for name, value in everything.items()]}
+    return {"script": script, "job": job} if interface < 41 else {"job": {**job, "script": script}}
+
+
+def _set(number: int) -> dict[str, Any]:
+    return {"set": True, "infinite": False, "number": number}
 
 
 def _options_of_sbatch(settings: SlurmSettings, request: JobRequest) -> dict[str, Any]:
@@ -101,8 +143,8 @@ def _description(settings: SlurmSettings, request: JobRequest) -> dict[str, Any]
         "required_nodes": [request.node],
         "minimum_nodes": 1,
         "maximum_nodes": 1,
-        "memory_per_node": {"set": True, "infinite": False, "number": request.memory_mib},
-        "time_limit": {"set": True, "infinite": False, "number": minutes(settings)},
+        "memory_per_node": _set(request.memory_mib),
+        "time_limit": _set(minutes(settings)),
         "open_mode": ["APPEND"],
         "requeue": False,
         **({"tres_per_node": f"gres/{gres}"} if gres else {}),

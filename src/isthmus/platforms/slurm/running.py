@@ -45,7 +45,9 @@ class Running(Protocol):
         """Whose jobs they are there."""
         ...
 
-    async def run(self, command: Command, timeout_s: float | None) -> Said:
+    async def run(
+        self, command: Command, timeout_s: float | None, environ: Mapping[str, str] | None = None
+    ) -> Said:
         """Raises CommandFailedError: missing, too slow, or exit code not 0."""
         ...
 
@@ -69,9 +71,13 @@ class RunningHere:
     async def user(self) -> str:
         return getpass.getuser()
 
-    async def run(self, command: Command, timeout_s: float | None) -> Said:
+    async def run(
+        self, command: Command, timeout_s: float | None, environ: Mapping[str, str] | None = None
+    ) -> Said:
         async with self._slots:
-            process = await _spawn(command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+            process = await _spawn(
+                command, environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            )
             try:
                 async with asyncio.timeout(timeout_s):
                     streams = await process.communicate()

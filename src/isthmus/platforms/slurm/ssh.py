@@ -71,11 +71,13 @@ class RunningBySsh:
             self._user = (await self.run(("id", "-un"), self._settings.connect_s)).printed.strip()
         return self._user
 
-    async def run(self, command: Command, timeout_s: float | None) -> Said:
+    async def run(
+        self, command: Command, timeout_s: float | None, environ: Mapping[str, str] | None = None
+    ) -> Said:
         async with self._slots:
             try:
                 async with asyncio.timeout(timeout_s):
-                    said, code = await self._converse(await self._connected(), command)
+                    said, code = await self._converse(await self._connected(), command, environ or {})
             except TimeoutError as error:
                 raise silence(command, timeout_s) from error
             except (asyncssh.Error, OSError) as error:
@@ -94,12 +96,12 @@ class RunningBySsh:
         return said
 
     async def _converse(
-        self, connection: asyncssh.SSHClientConnection, command: Command
+        self, connection: asyncssh.SSHClientConnection, command: Command, environ: Mapping[str, str]
     ) -> tuple[Said, int | None]:
         """Its words and exit code; None when the connection was cut."""
         process = await self._shell(connection)
         try:
-            script = f"{self._prelude()}exec {shlex.join(command)} </dev/null\n"
+            script = f"{self._prelude()}{_exports(environ)}exec {shlex.join(command)} </dev/null\n"
             printed, remarks = await process.communicate(script)
             return Said(str(printed or ""), str(remarks or "")), process.returncode
         finally:
@@ -247,7 +249,10 @@ class _Keeper:
 
 def step_script(number: int, command: Command, log: str, environ: Mapping[str, str]) -> str:
     """Shell that starts a program which outlives it, and tells the step's number and exit code at its end."""
-    exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in environ.items())
     directory = shlex.quote(log.rpartition("/")[0] or ".")
     program = f"exec setsid {shlex.join(command)} >>{shlex.quote(log)} 2>&1 </dev/null"
-    return f'{{ mkdir -p {directory}; ( {exports}{program} ); echo "{number} $?"; }} </dev/null &\n'
+    return f'{{ mkdir -p {directory}; ( {_exports(environ)}{program} ); echo "{number} $?"; }} </dev/null &\n'
+
+
+def _exports(environ: Mapping[str, str]) -> str:
+    return "".join(f"export {name}={shlex.quote(value)}; " for name, value in environ.items())

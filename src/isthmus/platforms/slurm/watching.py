@@ -5,12 +5,17 @@ what happened later is not taken for missing in it.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, NamedTuple, TypeVar
 
+from isthmus.platforms.slurm import reasons
 from isthmus.platforms.slurm.client import SlurmClient
 from isthmus.platforms.slurm.records import Job, License, NodeUse
+
+FATE_TRIES = 9  # looks at a job that Slurm is still ending
+FATE_PAUSE_S = 0.12
 
 T = TypeVar("T")
 NONE_S = 60.0  # how often a cluster that counts no licences is asked for them
@@ -66,3 +71,22 @@ class Watch:
         if latest is not None and not latest.rows and time.monotonic() - latest.began_at < NONE_S:
             return latest
         return await self._licenses.get(0.0)
+
+async def settled(client: SlurmClient, job: int) -> tuple[str, str]:
+    """A job's state and reason, once Slurm has ended what it is ending, or after a while in any case."""
+    for _ in range(FATE_TRIES):
+        state, reason = await client.state(job)
+        if state != "COMPLETING":
+            break
+        await asyncio.sleep(FATE_PAUSE_S)
+    return state, reason
+
+
+async def gone(client: SlurmClient, job: int, timeout_s: float) -> bool:
+    """Whether Slurm has ended all that ran in it, within the time. Raises SiteUnavailableError."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while (await client.state(job))[0] in reasons.HOLDING:
+                await asyncio.sleep(FATE_PAUSE_S)
+            return True
+    return False

@@ -1,0 +1,69 @@
+"""How the agent of a pool's job is started, and where it keeps its state.
+
+Its name has the node and the job in it, which only the job itself knows: so its script is a line of shell.
+"""
+
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+
+import msgspec
+
+from isthmus.core.ids import NodeId
+from isthmus.core.model import Record
+from isthmus.core.settings import NodeSettings, SlurmPoolSettings
+from isthmus.node.launching import secrets
+from isthmus.platforms.slurm.records import PoolRequest
+
+_NODE = re.compile(r".+\.[a-z][a-z0-9-]*\.(\d+)")
+
+
+class PoolAgents(Record, frozen=True):
+    """
+    site        the name of our site in jobs' comments
+    url         where agents dial
+    directory   of their states, as compute nodes see it; log: of what they say before they have one
+    python      empty: the interpreter that runs the site
+    """
+
+    site: str
+    url: str
+    directory: str
+    log: str
+    python: str
+    join_key: bytes
+    node_settings: NodeSettings
+
+    def request(self, pool: str, shape: SlurmPoolSettings) -> PoolRequest:
+        return PoolRequest(
+            site=self.site, pool=pool, shape=shape, script=self._script(pool), environ=self._environ(shape)
+        )
+
+    def state(self, job: int) -> str:
+        """The directory of this job's agent."""
+        return f"{self.directory}/pool-{job}"
+
+    def _script(self, pool: str) -> str:
+        directory, log = shlex.quote(self.directory), shlex.quote(self.log)
+        agent = shlex.join((self.python or sys.executable, "-m", "isthmus.node.agent", "--site", self.url))
+        name = f'"$SLURMD_NODENAME.{pool}.$SLURM_JOB_ID"'
+        state = f'{directory}/pool-"$SLURM_JOB_ID"'
+        return (
+            f"mkdir -p {directory} && exec {agent} --node {name} --name {name} --state {state} >>{log} 2>&1"
+        )
+
+    def _environ(self, shape: SlurmPoolSettings) -> Mapping[str, str]:
+        settings = msgspec.structs.replace(self.node_settings, cores=shape.cores, memory=shape.memory)
+        return secrets(self.join_key, settings)
+
+
+def node_name(node: NodeId, pool: str, job: int) -> NodeId:
+    """What an allocation of a pool is called as a node."""
+    return NodeId(f"{node}.{pool}.{job}")
+
+
+def job_of(node: NodeId) -> int | None:
+    """The job of a node that is an allocation of a pool; None: it is no such node."""
+    found = _NODE.fullmatch(node)
+    return int(found[1]) if found else None

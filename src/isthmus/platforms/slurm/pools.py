@@ -1,0 +1,406 @@
+"""Pools of allocations that stand ready: jobs whose agents have dialled in, each a node for elastic leases.
+
+    sbatch (one job, one node, its script is the agent) -> node `n3.burst.42` -> leases there
+
+One job for each allocation, not one of many nodes and no array: each is granted, preempted, put back into the
+queue, replaced and handed back by itself. A job says in its comment which pool of which site it is for, so a
+site that comes back finds it again, and no other site touches it.
+
+Invariant: a reading that fails changes nothing. Each step is decided on a reading of Slurm's books that is
+younger than what the step before did, so that nothing is submitted twice. Not here: how many allocations are
+needed (`pooling.py`).
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+import structlog
+
+from isthmus.core.api import PoolReport
+from isthmus.core.errors import SiteUnavailableError
+from isthmus.core.ids import AllocationId, NodeId
+from isthmus.core.model import POOL_PLATFORM, LeaseClass, Node, Resources
+from isthmus.core.settings import SlurmPoolSettings, SlurmSettings
+from isthmus.platforms.bookings import Bookings
+from isthmus.platforms.platform import Allocation, AllocationState
+from isthmus.platforms.slurm import pooling, reasons
+from isthmus.platforms.slurm.client import RefusedError, SlurmClient
+from isthmus.platforms.slurm.pool_agents import PoolAgents, job_of, node_name
+from isthmus.platforms.slurm.records import Job, new_job, pool_of
+from isthmus.platforms.slurm.watching import Reading, Watch, gone, settled
+
+RETRY_S = 30.0  # without a further submission after one that was refused, or whose agent did not come
+SUBMITS_MAX = 8  # in one step: more would only queue up in slurmctld
+_log = structlog.get_logger("platforms.slurm")
+
+
+class _Member:
+    """One job of a pool. Times are `time.monotonic()` seconds.
+
+    is_claimed  batch jobs want it back, so its leases may not stay until they end by themselves
+    """
+
+    def __init__(self, pool: str, job: Job) -> None:
+        self.pool = pool
+        self.job = job
+        self.seen_at = self.idle_since = time.monotonic()
+        self.left_at = float("inf")
+        self.is_claimed = False
+        self.is_ready = False
+        self.arrival: asyncio.Task[None] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return bool(self.job.node) and reasons.allocation_state(self.job.state) == "running"
+
+    @property
+    def is_waiting(self) -> bool:
+        return reasons.allocation_state(self.job.state) == "pending"
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.left_at < float("inf")
+
+    @property
+    def node(self) -> NodeId:
+        return node_name(self.job.node, self.pool, self.job.job)
+
+    def forget_agent(self) -> None:
+        """It is gone: Slurm ended the job, put it back into the queue, or gave it another node."""
+        self.is_ready = False
+        if self.arrival is not None:
+            self.arrival.cancel()
+            self.arrival = None
+
+    def begin_anew(self) -> None:
+        self.forget_agent()
+        self.is_claimed = False
+        self.left_at = float("inf")
+        self.idle_since = time.monotonic()
+
+
+class Pools:
+    """
+    joined   returns when the agent of this name has dialled in
+    agents   how they are started
+    """
+
+    def __init__(
+        self,
+        settings: SlurmSettings,
+        client: SlurmClient,
+        watch: Watch,
+        joined: Callable[[NodeId], Awaitable[None]],
+        agents: PoolAgents,
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._watch = watch
+        self._joined = joined
+        self._agents = agents
+        self._members: dict[int, _Member] = {}
+        self._bookings = Bookings(())
+        self._cold: list[Resources] = []
+        self._waiting: tuple[Resources, ...] = ()
+        self._outage = ""
+        self._trouble: dict[str, str] = {}
+        self._retry_at: dict[str, float] = {}
+        self._acted_at = 0.0
+        self._needed = asyncio.Event()
+        self._stepping: asyncio.Task[None] | None = None
+        self._removing: set[asyncio.Task[None]] = set()
+
+    # what there is ------------------------------------------------------------------------------------------
+    @property
+    def awaits_agents(self) -> bool:
+        """An agent that nobody knows yet may be one of ours."""
+        return any(not member.is_ready for member in self._members.values())
+
+    def nodes(self) -> tuple[Node, ...]:
+        return tuple(_node(member) for member in self._members.values() if member.is_running)
+
+    def states(self) -> dict[AllocationId, AllocationState]:
+        """Of leases' allocations on its nodes."""
+        here = {member.node: member for member in self._members.values() if member.is_running}
+        states: dict[AllocationId, AllocationState] = {}
+        for allocation in self._bookings.states():
+            held = self._bookings.held(allocation)
+            member = here.get(held.node) if held is not None else None
+            wanted_back = member is not None and member.is_claimed
+            states[allocation] = "ended" if member is None else "leaving" if wanted_back else "running"
+        return states
+
+    async def see(self, reading: Reading[Job]) -> None:
+        """Take in what Slurm says of our jobs."""
+        listed: set[int] = set()
+        for job in reading.rows:
+            pool = pool_of(job, self._agents.site)
+            if pool is None:
+                continue
+            listed.add(job.job)
+            if reasons.allocation_state(job.state) == "ended" and job.state != "COMPLETING":
+                self._lose(job.job)
+            elif job.job in self._members or job.state != "COMPLETING":  # it may yet come back to the queue
+                self._take_in(pool, job)
+        for number, member in list(self._members.items()):
+            if number not in listed and member.seen_at < reading.began_at:
+                state, _ = await self._client.state(number)
+                if reasons.allocation_state(state) == "ended":
+                    self._lose(number)
+        self._list_nodes()
+
+    def _take_in(self, pool: str, job: Job) -> None:
+        member = self._members.get(job.job)
+        if member is None:
+            member = self._members[job.job] = _Member(pool, job)
+            _log.info("a pool has a job", pool=pool, job=job.job, state=job.state)
+        before = member.job.node
+        member.job = job
+        if member.arrival is not None and (member.is_waiting or job.node != before):
+            member.begin_anew()
+        if member.is_running and member.arrival is None:
+            member.arrival = asyncio.create_task(
+                self._await_agent(member), name=f"platforms.slurm.arrival {job.job}"
+            )
+
+    async def _await_agent(self, member: _Member) -> None:
+        """Its agent has dialled in; or its job is cancelled, because it is of no use."""
+        try:
+            async with asyncio.timeout(self._settings.agent_start_s):
+                await self._joined(member.node)
+            member.is_ready = True
+            member.idle_since = time.monotonic()
+            self._trouble.pop(member.pool, None)
+        except TimeoutError:
+            where = f"job {member.job.job} on {member.job.node}"
+            within = f"within {self._settings.agent_start_s:g} s; see {self._agents.log}"
+            words = f"the agent of {where} did not dial {self._agents.url} {within}"
+            self._fail(member.pool, words)
+            member.left_at = 0.0
+        self._needed.set()
+
+    def _lose(self, number: int) -> None:
+        member = self._members.pop(number, None)
+        if member is None:
+            return
+        _log.info("a pool has lost a job", pool=member.pool, job=number)
+        if member.arrival is not None and not member.is_ready and not member.is_leaving:
+            words = f"job {number} ended before its agent had dialled in; see {self._agents.log}"
+            self._fail(member.pool, words)
+        member.forget_agent()
+        removing = asyncio.create_task(self._remove(number), name=f"platforms.slurm.remove {number}")
+        self._removing.add(removing)
+        removing.add_done_callback(self._removing.discard)
+
+    def _fail(self, pool: str, words: str) -> None:
+        self._trouble[pool] = words
+        self._retry_at[pool] = time.monotonic() + RETRY_S
+        _log.error("a pool's allocation is of no use", pool=pool, why=words)
+
+    def _list_nodes(self) -> None:
+        self._bookings.nodes = self.nodes()
+
+    # leases -------------------------------------------------------------------------------------------------
+    def acquire(self, allocation: AllocationId, node: NodeId, resources: Resources) -> Allocation:
+        """Raises NoCapacityError."""
+        taken = self._bookings.book(allocation, node, resources)
+        member = next(one for one in self._members.values() if one.node == node)
+        member.idle_since = time.monotonic()
+        return msgspec.structs.replace(taken, closes_s=member.job.ends_s - self._settings.close_s)
+
+    def release(self, allocation: AllocationId) -> bool:
+        """Whether it was on one of our nodes."""
+        held = self._bookings.held(allocation)
+        if held is None:
+            return False
+        self._bookings.free(allocation)
+        for member in self._members.values():
+            if member.node == held.node:
+                member.idle_since = time.monotonic()
+        return True
+
+    async def fate(self, allocation: AllocationId, node: NodeId) -> Allocation:
+        """Raises SiteUnavailableError."""
+        number = job_of(node)
+        assert number is not None
+        held = self._bookings.held(allocation)
+        resources = held.resources if held is not None else Resources()
+        found = Allocation(allocation=allocation, node=node, state="running", resources=resources)
+        member = self._members.get(number)
+        if member is not None and member.is_claimed:
+            return msgspec.structs.replace(found, state="leaving", detail=self._trouble.get(member.pool, ""))
+        state, reason = await settled(self._client, number)
+        member = self._members.get(number)
+        has_moved = member is not None and member.is_running and member.node != node
+        if reasons.allocation_state(state) == "running" and not has_moved:
+            return found
+        detail = reasons.why_ended(number, "PENDING" if has_moved else state, reason)
+        return msgspec.structs.replace(
+            found, state="ended", end_reason=reasons.end_reason(state), detail=detail
+        )
+
+    # what is wanted -----------------------------------------------------------------------------------------
+    def note_cold(self, resources: Resources, lease_class: LeaseClass) -> None:
+        """A lease gets a job of its own, because no pool had room for it."""
+        if lease_class is LeaseClass.ELASTIC:
+            self._cold.append(resources)
+            self._needed.set()
+
+    def want(self, waiting: Sequence[Resources]) -> None:
+        """What waits now."""
+        if waiting and not self._waiting:
+            self._needed.set()
+        self._waiting = tuple(waiting)
+
+    def report(self) -> tuple[PoolReport, ...]:
+        return tuple(self._report(name, pool) for name, pool in self._settings.pools.items())
+
+    def _report(self, name: str, pool: SlurmPoolSettings) -> PoolReport:
+        members = [one for one in self._members.values() if one.pool == name]
+        running = [one for one in members if one.is_running]
+        held = [one for one in map(self._bookings.held, self._bookings.states()) if one is not None]
+        here = [one for one in held if one.node in {member.node for member in running}]
+        cores = sum(member.job.cores for member in running)
+        free = sum(member.job.cores for member in running if member.is_ready and not member.is_leaving)
+        return PoolReport(
+            pool=name,
+            contract=pool.contract,
+            minimum=pool.minimum,
+            maximum=pool.maximum,
+            running=len(running),
+            waiting=sum(one.is_waiting for one in members),
+            leases=len(here),
+            cores=cores,
+            cores_free=max(0, free - sum(one.resources.cores for one in here)),
+            words=tuple(self._words(name, members)),
+        )
+
+    def _words(self, name: str, members: list[_Member]) -> list[str]:
+        """Why it is not larger, or what is about to change."""
+        words = [
+            f"job {one.job.job} waits: {reasons.why_pending(one.job.reason)}"
+            for one in members
+            if one.is_waiting
+        ]
+        starting = [one for one in members if one.is_running and not one.is_ready]
+        words += [f"the agent of job {one.job.job} is starting on {one.job.node}" for one in starting]
+        words += [f"job {one.job.job} on {one.job.node} is about to go" for one in members if one.is_leaving]
+        return words + [why for why in (self._trouble.get(name), self._outage) if why]
+
+    # the loop -----------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        if self._settings.pools and self._stepping is None:
+            self._stepping = asyncio.create_task(self._run(), name="platforms.slurm.pools")
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._step()
+                self._outage = ""
+            except SiteUnavailableError as error:
+                self._outage = f"Slurm does not answer: {error}"
+                _log.warning("pools stay as they are", why=str(error))
+            try:
+                async with asyncio.timeout(self._settings.tick_s):
+                    await self._needed.wait()
+            except TimeoutError:
+                pass
+            self._needed.clear()
+
+    async def _step(self) -> None:
+        await self.see(await self._watch.jobs(self._acted_at))
+        wanted, self._cold = [*self._waiting, *self._cold], []
+        for name, pool in self._settings.pools.items():
+            more = pooling.allocations_for(pool, wanted)
+            wanted = [one for one in wanted if not pooling.fits(pool, one)]
+            await self._carry_out(name, pooling.plan(pool, self._described(name), more, 0))
+        for member in list(self._members.values()):
+            if member.pool not in self._settings.pools:  # of a pool that the settings do not name any more
+                await self._cancel(member)
+
+    def _described(self, name: str) -> list[pooling.Member]:
+        now, now_s = time.monotonic(), time.time()
+        leases: dict[NodeId, int] = {}
+        for allocation in self._bookings.states():
+            held = self._bookings.held(allocation)
+            if held is not None:
+                leases[held.node] = leases.get(held.node, 0) + 1
+        return [
+            pooling.Member(
+                job=member.job.job,
+                is_running=member.is_running,
+                is_ready=member.is_ready,
+                leases=leases.get(member.node, 0),
+                idle_s=now - member.idle_since,
+                left_s=member.job.ends_s - now_s if member.is_running else float("inf"),
+                is_leaving=member.is_leaving,
+                is_left=now - member.left_at > 2 * self._settings.tick_s,
+            )
+            for member in self._members.values()
+            if member.pool == name
+        ]
+
+    async def _remove(self, job: int) -> None:
+        try:
+            await self._client.remove(self._agents.state(job))
+        except SiteUnavailableError as error:
+            _log.warning("what an agent wrote is still there", job=job, why=str(error))
+
+    async def _carry_out(self, name: str, plan: pooling.Plan) -> None:
+        for number in plan.leave:
+            self._members[number].left_at = time.monotonic()
+        for number in plan.cancel:
+            await self._cancel(self._members[number])
+        for _ in range(min(plan.submit, SUBMITS_MAX)):
+            if time.monotonic() >= self._retry_at.get(name, 0.0):
+                await self._submit(name)
+
+    async def _submit(self, name: str) -> None:
+        self._acted_at = float("inf")  # what comes of it is not in any list before it is over
+        try:
+            number = await self._client.submit(self._agents.request(name, self._settings.pools[name]))
+        except RefusedError as error:
+            self._fail(name, str(error))
+        else:
+            self._take_in(name, new_job(number))
+        finally:
+            self._acted_at = time.monotonic()
+
+    async def _cancel(self, member: _Member) -> None:
+        await self._client.cancel(member.job.job)
+        self._acted_at = time.monotonic()
+        member.left_at = min(member.left_at, self._acted_at)
+
+    async def close(self) -> None:
+        """Cancel all of it, and wait until Slurm has ended it."""
+        if self._stepping is None:
+            return
+        self._stepping.cancel()
+        await asyncio.gather(self._stepping, return_exceptions=True)
+        self._stepping = None
+        try:
+            await self.see(await self._watch.jobs(time.monotonic()))
+            numbers = list(self._members)
+            for member in list(self._members.values()):
+                await self._cancel(member)
+            for number in numbers:
+                if not await gone(self._client, number, self._settings.command_timeout_s):
+                    _log.warning("a cancelled job has not ended yet", job=number)
+                self._lose(number)
+        except SiteUnavailableError as error:
+            _log.error("jobs of pools may be left in Slurm's queue", why=str(error))
+        await asyncio.gather(*self._removing, return_exceptions=True)
+
+
+def _node(member: _Member) -> Node:
+    job = member.job
+    return Node(
+        node=member.node,
+        platform=POOL_PLATFORM,
+        cores=job.cores,
+        memory_bytes=job.memory_bytes,
+        labels={"pool": member.pool, "node": job.node, "job": str(job.job)},
+        draining=member.is_leaving,
+    )
