@@ -72,6 +72,7 @@ class Watch:
             return latest
         return await self._licenses.get(0.0)
 
+
 async def settled(client: SlurmClient, job: int) -> tuple[str, str]:
     """A job's state and reason, once Slurm has ended what it is ending, or after a while in any case."""
     for _ in range(FATE_TRIES):
