@@ -159,7 +159,9 @@ class _Judgement:
     # nodes --------------------------------------------------------------------------------------------------
     def _place(self, wanted: int, least: int, room: Room) -> Decision:
         nodes = self.snapshot.nodes
-        fitting = placement.fits(nodes, self.resources) & placement.hosts(nodes, self.lease_class)
+        fitting = placement.fits(nodes, self.resources) & placement.hosts(
+            nodes, self.lease_class, self.resources
+        )
         weighed = self.weighing.weigh(fitting, wanted)
         usable = [candidate for candidate in weighed.candidates if not candidate.denied_by]
         places = placement.lay_out([c.node for c in usable], [c.slots for c in usable], wanted)
@@ -180,7 +182,7 @@ class _Judgement:
         asked = f"{self.demand.lease.count} x {self.resources.cores} cores, {self.resources.memory}"
         least = self.demand.lease.count if self.demand.lease.together else 1
         nodes = self.snapshot.nodes
-        hosts = placement.hosts(nodes, self.lease_class)
+        hosts = placement.hosts(nodes, self.lease_class, self.resources)
         is_harvest = self.lease_class is LeaseClass.HARVESTED  # what is lent changes with every job
         too_large = "" if is_harvest else limits.too_large(nodes, self.resources, least, hosts)
         if too_large:

@@ -25,16 +25,16 @@ SHELVES_SORTED = 32  # at first; most requests need no more
 HANDFUL = 16  # nodes looked up together
 
 
-def hosts(nodes: NodeTable, lease_class: LeaseClass) -> BoolArray:
-    """Which nodes may take leases of this class: (nodes,).
+def hosts(nodes: NodeTable, lease_class: LeaseClass, resources: Resources) -> BoolArray:
+    """Which nodes may take such leases: (nodes,).
 
-    Lent ones take harvested leases, and no others; pooled ones, which may be taken back, elastic ones.
+    Lent ones take harvested leases, and no others. Pooled ones, which may be taken back, take elastic leases
+    of what the node itself has: for licences a lease needs a job of its own.
     """
-    match lease_class:
-        case LeaseClass.HARVESTED:
-            return nodes.lent
-        case LeaseClass.RESERVED:
-            return ~nodes.lent & ~nodes.pooled
+    if lease_class is LeaseClass.HARVESTED:
+        return nodes.lent
+    if lease_class is LeaseClass.RESERVED or resources.amounts:
+        return ~nodes.lent & ~nodes.pooled
     return ~nodes.lent
 
 

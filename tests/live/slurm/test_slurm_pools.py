@@ -113,8 +113,8 @@ def test_a_preempted_allocation_comes_back_by_itself_and_its_calls_move_on(
         wait_for(lambda: urgent in cluster.jobs())
         wait_for(lambda: report(site)["waiting"] == 1)
         assert any(words.startswith(f"job {job} waits: ") for words in report(site)["words"])
-        (words,) = evictions(site)
-        assert words.startswith(f"Slurm job {job}: ")
+        wait_for(lambda: evictions(site))
+        assert evictions(site)[0].startswith(f"Slurm job {job}: ")
         cluster.run("scancel", f"{urgent}")
         assert future.result(timeout_s=30) == 49
         cluster.run("scontrol", "update", f"jobid={job}", "starttime=now")  # Slurm would wait two minutes

@@ -14,7 +14,7 @@ from isthmus.platforms.slurm import commands, parsing, rest_shapes
 from isthmus.platforms.slurm.parsing import SlurmOutputError
 from isthmus.platforms.slurm.pool_agents import PoolAgents, job_of, node_name
 from isthmus.platforms.slurm.pooling import Member, Plan, allocations_for, plan
-from isthmus.platforms.slurm.records import allocation_of, pool_of
+from isthmus.platforms.slurm.records import allocation_of, new_job, pool_of
 
 POOL = SlurmPoolSettings(
     cores=4, memory="8GiB", minimum=2, maximum=4, idle_s=60, time_limit_s=3600, renew_s=300
@@ -178,11 +178,9 @@ def test_what_sbatch_says_is_read():
 
 
 def test_jobs_of_pools_are_told_from_those_of_leases_and_of_other_sites():
-    line = "12|n2|RUNNING|None|2|100M|1795511987|isthmus-pool:5173:burst|.\n"
-    (job,) = parsing.jobs(line)
+    job = msgspec.structs.replace(new_job(12), comment=AGENTS.request("burst", POOL).comment)
     assert (pool_of(job, "5173"), pool_of(job, "other"), allocation_of(job, "5173")) == ("burst", None, None)
-    (lease,) = parsing.jobs(line.replace("isthmus-pool:5173:burst", "isthmus:5173:al_1"))
-    assert pool_of(lease, "5173") is None
+    assert pool_of(msgspec.structs.replace(job, comment="isthmus:5173:al_1"), "5173") is None
 
 
 def test_a_node_of_a_pool_is_known_by_its_name():

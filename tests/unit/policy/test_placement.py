@@ -42,6 +42,9 @@ def test_an_elastic_lease_goes_where_an_agent_stands_ready_and_a_reserved_one_do
     elastic, reserved = demand(lease_class=LeaseClass.ELASTIC), demand(lease_class=LeaseClass.RESERVED)
     assert decide(ALLOW_ALL, snapshot(*rows), elastic).places == ("n1.burst.7",)
     assert decide(ALLOW_ALL, snapshot(*rows), reserved).places == ("n2",)
+    assert placement.hosts(NodeTable(rows), LeaseClass.ELASTIC, Resources(licenses={"a": 1})).tolist() == [
+        True, False, True,
+    ]  # fmt: skip
     assert snapshot(*rows).nodes.total.cores == 8, "a pool's allocation is part of another node"
 
 

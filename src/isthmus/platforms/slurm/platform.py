@@ -291,7 +291,6 @@ class SlurmPlatform:
         try:
             await self._start_agent(job, request)
         except BaseException:
-            self._acquiring.pop(allocation, None)  # or `release` would cancel us, and nobody hear why
             await asyncio.shield(self._release_quietly(allocation))
             raise
         return taken

@@ -95,7 +95,7 @@ def _over(members: Iterable[Member]) -> frozenset[int]:
 def fits(pool: SlurmPoolSettings, resources: Resources) -> bool:
     """Whether an empty allocation of this pool has room for such a lease."""
     is_small = resources.cores <= pool.cores and resources.memory_bytes <= parse_bytes(pool.memory)
-    return is_small and not resources.gpus
+    return is_small and not resources.gpus and not resources.amounts
 
 
 def allocations_for(pool: SlurmPoolSettings, wanted: Iterable[Resources]) -> int:
