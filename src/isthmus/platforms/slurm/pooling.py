@@ -16,10 +16,6 @@ from isthmus.core.model import Resources
 from isthmus.core.settings import SlurmPoolSettings
 from isthmus.core.units import parse_bytes
 
-YIELD_NEXT_S = (
-    10.0  # what was handed back counts for so long: Slurm takes a while to start the job that waits
-)
-
 
 class Member(NamedTuple):
     """One allocation of a pool.
