@@ -22,7 +22,7 @@ from benchmarks import slurm_table
 from benchmarks.harness import machine
 from benchmarks.harness.running import ROOT
 
-PARTS = ("harvest", "peers", "preempted")
+PARTS = ("harvest", "peers", "preempted", "main_job")
 PART_S = 900.0
 
 

@@ -135,13 +135,21 @@ class Bench:
 
     def job(self, work: Work, before: Sequence[str] = ()) -> dict[str, Any]:
         """Run one job to its end; what the program printed."""
-        steps = int(self.steps[work.kind] * work.busy_ms)
         out = self.directory / "out.json"
+        self.run_script([*before, self.command(work, out), f"sleep {TAIL_S}" if before else ""])
+        printed: dict[str, Any] = json.loads(out.read_text())
+        return printed
+
+    def command(self, work: Work, out: Path) -> str:
+        """The work as a line of a script."""
+        steps = int(self.steps[work.kind] * work.busy_ms)
         words = (work.kind, work.threads, work.rounds, steps, work.idle_ms)
-        program = f"{self.program} {' '.join(map(str, words))} > {out}"
-        lines = ["#!/bin/bash", *before, program, f"sleep {TAIL_S}" if before else ""]
+        return f"{self.program} {' '.join(map(str, words))} > {out}"
+
+    def run_script(self, lines: Sequence[str]) -> None:
+        """As a job that holds all cores, to its end."""
         script = self.directory / "job.sh"
-        script.write_text("\n".join(lines) + "\n")
+        script.write_text("\n".join(["#!/bin/bash", *lines]) + "\n")
         shape = (f"--cpus-per-task={self.cores}", "--mem=4G", f"--chdir={self.directory}", "--output=job.out")
         number = self._run("sbatch", "--parsable", *shape, str(script)).strip()
         give_up_s = time.monotonic() + JOB_S
@@ -149,8 +157,6 @@ class Bench:
             if time.monotonic() > give_up_s:
                 raise RuntimeError(f"job {number} did not end; see {self.directory}")
             time.sleep(0.3)  # `sbatch --wait` looks more and more seldom
-        printed: dict[str, Any] = json.loads(out.read_text())
-        return printed
 
     def alone(self, work: Work, site: RunningSite) -> dict[str, Any]:
         return self.job(work)

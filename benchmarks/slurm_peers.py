@@ -26,7 +26,7 @@ from benchmarks.harness.running import ROOT
 from benchmarks.slurm_lease import bare_ms, lease_ms
 from tests.live.sites import RunningSite, running_site
 
-ROUNDS = 7
+ROUNDS = 5
 ROUNDS_QUICK = 2
 NODES, CORES = 6, 4
 PEER_S = 90.0

@@ -52,6 +52,8 @@ def render(document: dict[str, Any]) -> str:
         lines += [*markdown([_PEER_HEADINGS, *_peer_rows(parts["peers"])]), ""]
     if "preempted" in parts:
         lines += [_preempted(parts["preempted"]), ""]
+    if "main_job" in parts:
+        lines += [_main_job(parts["main_job"]), ""]
     promises = [_promise_row(verdict) for verdict in verdicts(parts)]
     lines += [*markdown([("promise", "bound", "measured", ""), *promises]), ""] if promises else []
     return "\n".join([*lines, _caption(document)])
@@ -116,6 +118,20 @@ def _preempted(one: dict[str, Any]) -> str:
         f"{one['charged']} charged; {one['ran_again']} had begun and ran again. The job waited "
         f"{one['batch_waited_s']:.1f} s for its nodes, {one['batch_waited_bare_s']:.1f} s where ordinary "
         "jobs held them."
+    )
+
+
+def _main_job(one: dict[str, Any]) -> str:
+    alone, beside = (
+        f"{one[f'{mode}_full_speed_ms_p50']:.1f} ms, at worst {one[f'{mode}_full_speed_ms_worst']:.1f} ms"
+        for mode in ("alone", "beside")
+    )
+    return (
+        f"`search_docstrings.py`, unchanged, on what a batch job left idle: {one['docstrings_per_s']:,.0f} "
+        f"docstrings a second, {one['calls']:,} calls busy for {one['busy_core_s']:.1f} s. The batch job was "
+        f"{one['half_slowdown_percent']:.1f} % slower with half of its cores busy and "
+        f"{one['bursts_slowdown_percent']:.1f} % in bursts on all; its threads then ran at full speed after "
+        f"{beside} (alone {alone})."
     )
 
 

@@ -31,6 +31,11 @@ def document() -> dict[str, Any]:
         "in_flight": 1000, "lost": 0, "charged": 0, "ran_again": 11, "batch_waited_s": 1.25,
         "batch_waited_bare_s": 1.0,
     }  # fmt: skip
+    main_job = {
+        "docstrings_per_s": 150.0, "busy_core_s": 12.5, "calls": 2040, "half_slowdown_percent": 1.5,
+        "bursts_slowdown_percent": 2.25, "alone_full_speed_ms_p50": 0.0, "alone_full_speed_ms_worst": 4.0,
+        "beside_full_speed_ms_p50": 0.5, "beside_full_speed_ms_worst": 8.0,
+    }  # fmt: skip
     return {
         "machine": {"line": "2 cores of a machine", "commit": "abc"},
         "started": "2026-11-24T18:25:00+00:00",
@@ -40,6 +45,7 @@ def document() -> dict[str, Any]:
             "harvest": {"summary": [harvest_row()], "cores": 2, "rounds": 3},
             "peers": {"summary": peers, "nodes": 6},
             "preempted": {"summary": preempted},
+            "main_job": {"summary": main_job},
         },
     }
 
@@ -50,6 +56,7 @@ def test_each_part_has_its_rows(document: dict[str, Any]) -> None:
     assert "| Dask-jobqueue | 1900 | 1900 | 38.0 | 20 |" in lines
     assert not [line for line in lines if "Parsl" in line]
     assert any(line.startswith("1,000 calls in flight") and "0 lost, 0 charged" in line for line in lines)
+    assert any("after 0.5 ms, at worst 8.0 ms (alone 0.0 ms, at worst 4.0 ms)" in line for line in lines)
     assert lines[-1].startswith("2 cores of a machine; real Slurm")
 
 
