@@ -17,7 +17,9 @@ ONE = Resources(cores=1, memory="1GiB")
 
 @asynccontextmanager
 async def memory(state: Path) -> AsyncIterator[Platform]:
-    node = Node(node=NodeId("n"), platform="memory", cores=4, memory_bytes=8 * 2**30)
+    node = Node(
+        node=NodeId("n"), platform="memory", cores=4, memory_bytes=8 * 2**30, amounts={"bandwidth": 10**9}
+    )
     platform = MemoryPlatform((node,), licenses={"matlab": 3})
     await platform.start()
     yield platform
@@ -28,7 +30,8 @@ async def memory(state: Path) -> AsyncIterator[Platform]:
 async def local(state: Path) -> AsyncIterator[Platform]:
     """Not started: that its agent lives and dies with it is tested in tests/unit/platforms."""
     settings = Settings(
-        node=NodeSettings(cores=4, memory="8GiB"), leasing=LeasingSettings(licenses={"matlab": 3})
+        node=NodeSettings(cores=4, memory="8GiB", bandwidth="1Gbit/s"),
+        leasing=LeasingSettings(licenses={"matlab": 3}),
     )
     platform = LocalPlatform(settings, state, "http://127.0.0.1:9", b"j" * 32)
     yield platform
@@ -69,6 +72,18 @@ def test_no_more_licences_are_given_than_the_site_has(opened: Opener, tmp_path: 
             await platform.acquire(AllocationId("al_2"), node.node, two, LeaseClass.ELASTIC)
         await platform.release(AllocationId("al_1"))
         await platform.acquire(AllocationId("al_2"), node.node, two, LeaseClass.ELASTIC)
+
+    run(story, opened, tmp_path)
+
+
+@every_platform
+def test_no_more_bandwidth_is_given_than_the_node_has(opened: Opener, tmp_path: Path) -> None:
+    async def story(platform: Platform, node: Node) -> None:
+        assert node.amounts == {"bandwidth": 10**9}
+        most = Resources(cores=1, memory="1GiB", bandwidth="600Mbit/s")
+        await platform.acquire(AllocationId("al_1"), node.node, most, LeaseClass.ELASTIC)
+        with pytest.raises(NoCapacityError, match="600 Mbit/s of 1 Gbit/s of bandwidth are held"):
+            await platform.acquire(AllocationId("al_2"), node.node, most, LeaseClass.ELASTIC)
 
     run(story, opened, tmp_path)
 

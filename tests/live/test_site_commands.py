@@ -11,8 +11,8 @@ from tests.live.sites import running_site
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    licences = {"ISTHMUS_LEASING__LICENSES__MATLAB": "4"}
-    with running_site(tmp_path_factory.mktemp("commands") / "state", **licences) as running:
+    further = {"ISTHMUS_LEASING__LICENSES__MATLAB": "4", "ISTHMUS_NODE__BANDWIDTH": "10Gbit/s"}
+    with running_site(tmp_path_factory.mktemp("commands") / "state", **further) as running:
         yield running
 
 
@@ -152,3 +152,23 @@ def test_licences_are_listed_tried_and_limited_by_name(isthmus, as_json):
     code, _, complaint = isthmus("policy", "dry-run", "--license", "matlab")
     assert code == 2
     assert "write for example matlab=2" in complaint
+
+
+def test_bandwidth_that_nothing_holds_is_leased_and_says_accounted_only(isthmus, as_json, site):
+    (node,) = as_json("nodes")
+    assert node["amounts"] == {"bandwidth": 10**10}
+    assert node["enforcement"]["amounts"] == {"bandwidth": "accounted-only"}
+    assert "node.interface names none to hold it at" in node["enforcement"]["detail"]
+    assert "10 Gbit/s of bandwidth: accounted-only" in isthmus("nodes").words
+    with site.client() as client:
+        asked = {"resources": {"bandwidth": "6Gbit/s", "memory": "256MiB"}, "wait_s": 20}
+        (grant,) = client.post("/v1/leases", json=asked).json()["grants"]
+        assert grant["enforcement"]["amounts"] == {"bandwidth": "accounted-only"}
+        refused = as_json("policy", "dry-run", "--bandwidth", "6Gbit/s")
+        assert refused["outcome"] == "wait"
+        assert "6 Gbit/s of bandwidth" in refused["words"][0]
+        client.delete(f"/v1/leases/{grant['lease']}")
+    too_much = as_json("policy", "dry-run", "--bandwidth", "20Gbit/s")["words"][0]
+    assert "no node has 20 Gbit/s of bandwidth (most: 10 Gbit/s on" in too_much
+    assert as_json("tenant", "quota", "net", "--bandwidth", "1Gbit/s")["bandwidth"] == "1Gbit/s"
+    assert "1 Gbit/s" in isthmus("tenant", "quota", "net").words

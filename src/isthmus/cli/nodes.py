@@ -85,6 +85,7 @@ def _show(document: list[dict[str, Any]], as_json: bool) -> None:
             ("GPUS", lambda row: row["gpus"]),
             ("CORES HELD BY", lambda row: row["enforcement"]["cores"]),
             ("MEMORY HELD BY", lambda row: row["enforcement"]["memory"]),
+            ("AND, HELD BY", _further),
         ],
         "no nodes yet; the agent may still be starting",
     )
@@ -92,3 +93,15 @@ def _show(document: list[dict[str, Any]], as_json: bool) -> None:
 
 def _why_draining(row: dict[str, Any]) -> str:
     return f"draining ({row['draining_why']})" if row["draining_why"] else "draining"
+
+
+def _further(row: dict[str, Any]) -> str:
+    """`10 Gbit/s of bandwidth: tc-htb`"""
+    from isthmus.core import kinds
+
+    held = row["enforcement"]["amounts"]
+    words = (
+        f"{kinds.number(kind, amount)} {kinds.noun(kind)}: {held.get(kind, 'accounted-only')}"
+        for kind, amount in row["amounts"].items()
+    )
+    return ", ".join(words) or "-"

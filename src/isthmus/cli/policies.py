@@ -81,6 +81,7 @@ def dry_run(
     cores: Annotated[int, typer.Option(help="Cores asked for.")] = 1,
     memory: Annotated[str, typer.Option(help="Memory asked for.")] = "1GiB",
     gpus: Annotated[int, typer.Option(help="GPUs asked for.")] = 0,
+    bandwidth: Annotated[str, typer.Option(help="Bandwidth asked for, like 2Gbit/s.")] = "0",
     license: Annotated[
         list[str] | None, typer.Option(help="Licences asked for, like matlab=2; repeat for others.")
     ] = None,
@@ -106,6 +107,7 @@ def dry_run(
             "cores": cores,
             "memory": memory,
             "gpus": gpus,
+            "bandwidth": bandwidth,
             "licenses": parse_counts(license or []),
         },
         "lease_class": lease_class,

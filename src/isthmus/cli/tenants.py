@@ -49,6 +49,9 @@ def quota(
     memory: Annotated[str | None, typer.Option(help="Memory at once, like 64GiB; 0: no limit.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs at once; 0: no limit.")] = None,
     leases: Annotated[int | None, typer.Option(help="Leases at once; 0: no limit.")] = None,
+    bandwidth: Annotated[
+        str | None, typer.Option(help="Bandwidth at once, over all nodes, like 20Gbit/s; 0: no limit.")
+    ] = None,
     license: Annotated[
         list[str] | None,
         typer.Option(help="Licences at once, like matlab=2; 0: no limit. Repeat for others."),
@@ -66,7 +69,7 @@ def quota(
       isthmus tenant quota physics
       isthmus tenant quota physics --cores 64 --core-hours 500 --window-h 24
     """
-    from isthmus.core.units import format_bytes, parse_bytes
+    from isthmus.core.units import format_bytes, format_rate, parse_bytes, parse_rate
 
     site = open_site(state)
     document = site.get("tenants", name)
@@ -77,6 +80,7 @@ def quota(
         "leases": leases,
         "core_hours": core_hours,
         "window_h": window_h,
+        "bandwidth": bandwidth,
     }
     if license:
         named = parse_counts(license)
@@ -86,7 +90,7 @@ def quota(
     changes = {field: value for field, value in asked.items() if value is not None}
     if changes:
         document = site.put("tenants", name, body={**document, **changes})
-    memory_bytes = document["memory_bytes"]
+    memory_bytes, rate = document["memory_bytes"], parse_rate(document["bandwidth"])
     show_fields(
         document,
         as_json,
@@ -95,6 +99,7 @@ def quota(
             ("memory", format_bytes(memory_bytes) if memory_bytes else "no limit"),
             ("gpus", document["gpus"] or "no limit"),
             ("leases", document["leases"] or "no limit"),
+            ("bandwidth", format_rate(rate) if rate else "no limit"),
             ("licences", ", ".join(f"{k}={v}" for k, v in document["licenses"].items()) or "no limit"),
             ("core-hours", _budget(document["core_hours"], document["window_h"])),
         ],

@@ -1,10 +1,11 @@
 """Kinds of resources beyond cores, memory and GPUs: each has a name, and is counted, limited, billed and
 explained by it, everywhere alike.
 
+    bandwidth       of a node: bits per second that leave it
     licenses.NAME   site-wide: so many in all, on whatever node they are used
 
 What a lease, a node, a tenant or a bill has of them is `amounts`: {kind: how much}, without what it has none
-of. A further kind is a field where people write it (`Asked`, `rules.Cap`) and a line in each function here.
+of. A further kind is a field where people write it (`Asked`, `rules.Cap`, settings) and a line here.
 Not here: whether anything holds a lease to what it asked for (`model.Enforcement`).
 """
 
@@ -15,30 +16,36 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from isthmus.core.units import format_rate, parse_rate
+
 LICENSES_MAX = 32  # names in one request or limit
 COUNT_MAX = 10**9  # of cores, GPUs, leases, licences: far beyond any machine, so that sums fit into 64 bits
+RATE_MAX = 10**15  # bits per second
+OF_NODES = ("bandwidth",)
 _PREFIX = "licenses."
 _LICENSE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}")  # it becomes a word of Slurm's command line
 
 Number = TypeVar("Number", int, float)
 Licenses = Annotated[dict[str, Annotated[int, Meta(ge=0, le=COUNT_MAX)]], Meta(max_length=LICENSES_MAX)]
-HeldBy = Literal["slurm", "accounted-only"]
+HeldBy = Literal["tc-htb", "slurm", "accounted-only"]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is written of further kinds, in requests and limits; 0 or left away: none, or no limit.
 
+    bandwidth  bits per second, as text like "2Gbit/s" or as an int
     licenses   {name: how many}
     """
 
+    bandwidth: str | int = 0
     licenses: Licenses = {}
 
     def __post_init__(self) -> None:
-        check(self.licenses)
+        check(self.licenses, self.bandwidth)
 
     @property
     def amounts(self) -> dict[str, int]:
-        return amounts(self.licenses)
+        return amounts(self.licenses, self.bandwidth)
 
 
 class Stock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,8 +55,10 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     others: int = 0
 
 
-def check(licenses: Mapping[str, int]) -> None:
+def check(licenses: Mapping[str, int], bandwidth: str | int = 0) -> None:
     """Raises ValueError with what is wrong."""
+    if parse_rate(bandwidth or 0) > RATE_MAX:
+        raise ValueError(f"bandwidth={bandwidth!r} is more than any network has")
     for name, count in licenses.items():
         if not _LICENSE.fullmatch(name):
             raise ValueError(f"{name[:100]!r} cannot be the name of a licence; write for example 'matlab'")
@@ -57,12 +66,21 @@ def check(licenses: Mapping[str, int]) -> None:
             raise ValueError(f"licenses: {count} of {name!r}; ask for 0 to {COUNT_MAX}")
 
 
-def amounts(licenses: Mapping[str, int]) -> dict[str, int]:
-    return {_PREFIX + name: count for name, count in licenses.items() if count} if licenses else {}
+def amounts(licenses: Mapping[str, int], bandwidth: str | int = 0) -> dict[str, int]:
+    if not licenses and not bandwidth:
+        return {}
+    found = {_PREFIX + name: count for name, count in licenses.items()}
+    found["bandwidth"] = parse_rate(bandwidth or 0)
+    return {kind: amount for kind, amount in found.items() if amount}
 
 
 def is_site_wide(kind: str) -> bool:
     return kind.startswith(_PREFIX)
+
+
+def of_node(amounts: Mapping[str, int]) -> dict[str, int]:
+    """Those of them that are not site-wide."""
+    return {kind: amount for kind, amount in amounts.items() if not is_site_wide(kind)}
 
 
 def license_of(kind: str) -> str:
@@ -71,11 +89,11 @@ def license_of(kind: str) -> str:
 
 def noun(kind: str) -> str:
     """What there are `number`s of, for people."""
-    return f"{license_of(kind)!r} licences"
+    return f"{license_of(kind)!r} licences" if is_site_wide(kind) else f"of {kind}"
 
 
 def number(kind: str, amount: float) -> str:
-    return f"{amount:g}"
+    return format_rate(amount) if kind == "bandwidth" else f"{amount:g}"
 
 
 def in_words(amounts: Mapping[str, int]) -> list[str]:

@@ -31,7 +31,10 @@ class Resources(Asked, frozen=True):
     cores     whole cores, >= 1
     memory    bytes, as text with a unit or as an int
     gpus      whole GPUs
-    licenses  {name: how many}, site-wide
+
+    and of further kinds (`kinds.Asked`), by name:
+    bandwidth  bits per second that leave the node, as text like "2Gbit/s" or as an int
+    licenses   {name: how many}, site-wide
     """
 
     cores: int = 1
@@ -117,7 +120,8 @@ class EndReason(enum.StrEnum):
 class Enforcement(Record, frozen=True):
     """What really holds each limit of a lease. `accounted-only` means: measured, not enforced.
 
-    amounts  of the further kinds that the lease holds; `slurm`: Slurm counts them for all of its jobs
+    amounts  of the further kinds that a lease holds, or a node has; `tc-htb`: the kernel's shaper holds what
+             leaves by one interface; `slurm`: Slurm counts them for all of its jobs
     """
 
     cores: Literal["cpuset", "cpu-quota", "affinity", "accounted-only"] = "accounted-only"
@@ -197,7 +201,7 @@ POOL_PLATFORM = (
 
 
 class Node(Record, frozen=True):
-    """A machine that can host leases. `cores`/`memory_bytes`/`gpus` are what isthmus may use of it.
+    """A machine that can host leases. `cores`/`memory_bytes`/`gpus`/`amounts` are what isthmus may use of it.
 
     agent         `on-demand`: each allocation brings its own agent, so none need be there before
     other_*       what of it others hold now (batch jobs), so that it is not free
@@ -216,6 +220,7 @@ class Node(Record, frozen=True):
     other_memory_bytes: int = 0
     other_gpus: int = 0
     enforcement: Enforcement = Enforcement()
+    amounts: dict[str, int] = {}
 
 
 def python_version() -> str:

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from isthmus.core.errors import SettingsError
-from isthmus.core.kinds import Licenses, check
+from isthmus.core.kinds import Licenses, amounts, check
 from isthmus.core.units import parse_bytes
 
 PoolName = Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,30}$")]  # part of names of jobs and nodes
@@ -84,6 +84,14 @@ class NodeSettings(Section, frozen=True):
     memory: str = ""
     """Memory that it may lease, like "8GiB". Empty: 80 % of the machine's (or its cgroup's)."""
 
+    bandwidth: str = ""
+    """Bandwidth of each node that leases may hold, like "10Gbit/s". Empty: none, and requests for some are
+    denied."""
+
+    interface: str = ""
+    """Where bandwidth is held to what was asked for, like "eth0". Needs root; tc's HTB becomes its root
+    queue, with one lock for all of its traffic. Empty: bandwidth is accounted-only."""
+
     isolation: Annotated[str, Meta(pattern="^(auto|cgroup-v2|cgroup-v1|systemd|none)$")] = "auto"
     """`auto` takes the strongest that works here and says which; another is used or refused at start."""
 
@@ -105,6 +113,14 @@ class NodeSettings(Section, frozen=True):
 
     listen: str = ""
     """Where executors listen. Empty: a Unix socket in the state directory. "tcp://0.0.0.0:0": any network."""
+
+    def __post_init__(self) -> None:
+        check({}, self.bandwidth)
+
+    @property
+    def amounts(self) -> dict[str, int]:
+        """Of further kinds, what a node has for leases."""
+        return amounts({}, self.bandwidth)
 
 
 class GatewaySettings(Section, frozen=True):

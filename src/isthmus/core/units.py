@@ -15,6 +15,7 @@ _BYTES = {
     "GI": 2**30,
     "TI": 2**40,
 }
+_RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(bit|B)/s\s*")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?\s*", re.IGNORECASE)
 
 
@@ -34,6 +35,26 @@ def parse_bytes(text: str | int) -> int:
             f"not a size: {text[:CHARACTERS_MAX]!r}; write for example '512MiB', '2GiB' or '1.5TB'"
         )
     return int(float(match[1]) * _BYTES[(match[2] or "").upper()])
+
+
+@functools.lru_cache(maxsize=4096)
+def parse_rate(text: str | int) -> int:
+    """`"2Gbit/s"`, `"250 MB/s"` or an int, in bits per second. Raises ValueError with the accepted forms."""
+    if isinstance(text, int) or text.isdecimal():
+        return parse_bytes(text if isinstance(text, int) else int(text[:CHARACTERS_MAX]))
+    match = _RATE.fullmatch(text) if len(text) <= CHARACTERS_MAX else None
+    if match is None:
+        raise ValueError(f"not a rate: {text[:CHARACTERS_MAX]!r}; write for example '500Mbit/s' or '2Gbit/s'")
+    return int(float(match[1]) * _BYTES[match[2].upper()] * (1 if match[3] == "bit" else 8))
+
+
+def format_rate(bits_per_s: float) -> str:
+    value = bits_per_s
+    for unit in ("", "k", "M", "G"):
+        if value < 1000:
+            return f"{value:g} {unit}bit/s"
+        value /= 1000
+    return f"{value:g} Tbit/s"
 
 
 def format_bytes(count: int) -> str:

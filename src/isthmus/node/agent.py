@@ -39,8 +39,8 @@ from isthmus.node import connection, processes
 from isthmus.node.connection import Connection
 from isthmus.node.environments import Environments
 from isthmus.node.harvesting import Harvesting
-from isthmus.node.hosting import Host
-from isthmus.node.isolation import choose, state_tag
+from isthmus.node.hosting import Host, enforced
+from isthmus.node.isolation import choose, shaped, state_tag
 from isthmus.node.launching import rest_url
 from isthmus.node.leases import Allotments, Capacity
 from isthmus.node.lending import JOINED_FILE, LOCK_FILE
@@ -85,8 +85,11 @@ class Agent:
         self._state = state
         self._records = Records(state)
         isolation, why = choose(settings.isolation, state_tag(state))
+        unshaped = ""
+        if settings.bandwidth and lent is None:
+            isolation, unshaped = shaped(isolation, settings.interface, state_tag(state))
         self._isolation = isolation
-        self._why_no_stronger = why
+        self._why_no_stronger = "; ".join(filter(None, (why, unshaped)))
         self._lent = lent
         self._capacity = capacity(settings, guest) if lent is None else lent_capacity(lent)
         self._reports: deque[AnyMessage] = deque(maxlen=REPORTS_MAX)
@@ -200,7 +203,8 @@ class Agent:
     def _enforcement(self) -> Enforcement:
         enforcement = self._isolation.enforcement
         detail = "; ".join(part for part in (enforcement.detail, self._why_no_stronger) if part)
-        return msgspec.structs.replace(enforcement, detail=detail)
+        amounts = enforced(self._isolation, self._capacity.amounts)
+        return msgspec.structs.replace(enforcement, detail=detail, amounts=amounts)
 
     # orders -------------------------------------------------------------------------------------------------
     def _obey_soon(self, line: Connection, order: Order) -> None:
@@ -333,7 +337,9 @@ def capacity(settings: NodeSettings, guest: NodeId | None = None) -> Capacity:
         )
     except ValueError as error:
         raise SettingsError(f"node.memory: {error}") from error
-    return Capacity(cores=cores[: settings.cores or None], memory_bytes=memory_bytes)
+    return Capacity(
+        cores=cores[: settings.cores or None], memory_bytes=memory_bytes, amounts=settings.amounts
+    )
 
 
 def lent_capacity(lent: Lent) -> Capacity:

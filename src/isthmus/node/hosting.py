@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -27,6 +27,7 @@ from isthmus.core.errors import (
     NotFoundError,
 )
 from isthmus.core.ids import ExecutorId, LeaseId, NodeId, new_id
+from isthmus.core.kinds import HeldBy, of_node
 from isthmus.core.model import EndReason, Enforcement, Environment, ExecutorInfo, LeaseClass
 from isthmus.core.ownership import is_ours
 from isthmus.core.settings import NodeSettings
@@ -302,15 +303,16 @@ class Host:
         record = LeaseRecord(
             boot=boot_id(), lease=order.lease, tenant=order.tenant, resources=order.resources,
             environment=order.environment, lease_key=order.lease_key, cores=share.cores,
-            enforcement=self._enforcement(is_harvested), started_ns=time.monotonic_ns(),
+            enforcement=self._enforcement(is_harvested, share), started_ns=time.monotonic_ns(),
             deadline_ns=_monotonic_ns(order.deadline_s), is_harvested=is_harvested,
         )  # fmt: skip
         hosted = self._leases[order.lease] = self._hosted(record)
         return hosted
 
-    def _enforcement(self, is_harvested: bool) -> Enforcement:
+    def _enforcement(self, is_harvested: bool, share: Share) -> Enforcement:
         """Harvested leases share their cores: what holds them apart is the idle class, not a set of cores."""
-        held = self._isolation.enforcement
+        amounts = enforced(self._isolation, dict(share.amounts))
+        held = msgspec.structs.replace(self._isolation.enforcement, amounts=amounts)
         if not is_harvested:
             return held
         detail = "cores are lent: it runs at idle class, and is frozen or ended when their owner wants them"
@@ -345,14 +347,17 @@ class Host:
         page[DEADLINE] = hosted.deadline_ns
         page[ORPHAN] = int(self.orphan_s * 1e9)
         try:
-            if share is not None:
-                self._isolation.create(hosted.lease, share, spare.pid)
-            if hosted.record.is_harvested:
-                make_idle(spare.pid)
-            attaching = asyncio.to_thread(self._isolation.attach, hosted.lease, spare.pid)
-            address, _ = await asyncio.gather(
-                spare.assign(self._assignment(hosted, executor_id, page_path)), attaching
-            )
+            assignment = self._assignment(hosted, executor_id, page_path)
+            if of_node(hosted.record.resources.amounts):
+                await asyncio.to_thread(self._enclose, hosted, spare.pid, share)
+                address = await spare.assign(assignment)
+            else:
+                if share is not None:
+                    self._isolation.create(hosted.lease, share, spare.pid)
+                if hosted.record.is_harvested:
+                    make_idle(spare.pid)
+                attaching = asyncio.to_thread(self._isolation.attach, hosted.lease, spare.pid)
+                address, _ = await asyncio.gather(spare.assign(assignment), attaching)
         except BaseException:
             spare.discard()
             page.close()
@@ -361,6 +366,12 @@ class Host:
             self._zygotes.refill(shared(hosted.record.environment).id)
         info = ExecutorInfo(executor=executor_id, address=address, pid=spare.pid)
         return self._watch(hosted, Executor(info, page, spare.is_reaped))
+
+    def _enclose(self, hosted: Hosted, pid: int, share: Share | None) -> None:
+        """Before the process opens a socket, which belongs to the group it is opened in. Runs commands."""
+        if share is not None:
+            self._isolation.create(hosted.lease, share, pid)
+        self._isolation.attach(hosted.lease, pid)
 
     def _assignment(self, hosted: Hosted, executor: ExecutorId, page: Path) -> Assignment:
         record = hosted.record
@@ -488,7 +499,14 @@ class Host:
 
 def _share(record: LeaseRecord) -> Share:
     idle_cores = record.resources.cores if record.is_harvested else 0
-    return Share(record.cores, record.resources.memory_bytes, idle_cores)
+    amounts = tuple(of_node(record.resources.amounts).items())
+    return Share(record.cores, record.resources.memory_bytes, idle_cores, amounts)
+
+
+def enforced(isolation: Isolation, amounts: Mapping[str, int]) -> dict[str, HeldBy]:
+    """How each of these kinds is held on this node."""
+    held = isolation.enforcement.amounts
+    return {kind: held.get(kind, "accounted-only") for kind in amounts}
 
 
 def short_directory(state: Path) -> Path:

@@ -7,6 +7,7 @@ them all, and their number is what fits.
 
 import msgspec
 
+from isthmus.core import kinds
 from isthmus.core.errors import NoCapacityError
 from isthmus.core.ids import LeaseId
 from isthmus.core.model import Resources
@@ -25,6 +26,7 @@ class Capacity(msgspec.Struct, frozen=True):
     memory_bytes: int
     gpus: int = 0
     lent_cores: int = 0
+    amounts: dict[str, int] = msgspec.field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -55,7 +57,13 @@ class Allotments:
             )
         if resources.gpus > self.capacity.gpus:
             raise NoCapacityError(f"{lease} needs {resources.gpus} GPUs, this node has {self.capacity.gpus}")
-        share = self._share(resources, free)
+        bound = kinds.of_node(resources.amounts)
+        for kind, need in bound.items():
+            left = self.capacity.amounts.get(kind, 0) - self._taken(kind)
+            if need > left:
+                words = f"{kinds.number(kind, need)} {kinds.noun(kind)}, {kinds.number(kind, left)}"
+                raise NoCapacityError(f"{lease} needs {words} are free here")
+        share = self._share(resources, free)._replace(amounts=tuple(bound.items()))
         self._shares[lease] = share
         return share
 
@@ -70,6 +78,9 @@ class Allotments:
         if self.capacity.lent_cores:
             return Share(self.capacity.cores, resources.memory_bytes, resources.cores)
         return Share(free[: resources.cores], resources.memory_bytes)
+
+    def _taken(self, kind: str) -> int:
+        return sum(dict(share.amounts).get(kind, 0) for share in self._shares.values())
 
     def free_cores(self) -> tuple[int, ...]:
         """Of lent cores only the number says something."""

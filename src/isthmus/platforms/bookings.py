@@ -42,19 +42,21 @@ class Bookings:
         if any(want > have for want, have in zip(need, free, strict=True)):
             left = f"{free_cores} cores, {free_bytes} bytes of memory and {free_gpus} GPUs"
             raise NoCapacityError(f"node {node} has {left} free, not {resources}")
-        self._check_stocks(resources)
+        self._check_further(machine, resources)
         taken = Allocation(allocation=allocation, node=node, state="running", resources=resources)
         self._held[allocation] = taken
         return taken
 
-    def _check_stocks(self, resources: Resources) -> None:
+    def _check_further(self, machine: Node, resources: Resources) -> None:
         for kind, need in resources.amounts.items():
-            taken = sum(held.resources.amounts.get(kind, 0) for held in self._held.values())
-            total = self.stocks.get(kind, Stock(total=0)).total
-            if need > total - taken:
-                raise NoCapacityError(
-                    f"{taken} of {total} {kinds.noun(kind)} are held, and {need} are needed"
-                )
+            is_site_wide = kinds.is_site_wide(kind)
+            holders = [one for one in self._held.values() if is_site_wide or one.node == machine.node]
+            taken = sum(one.resources.amounts.get(kind, 0) for one in holders)
+            stock = self.stocks.get(kind, Stock(total=0))
+            there = stock.total if is_site_wide else machine.amounts.get(kind, 0)
+            if need > there - taken:
+                held, most, asked = (kinds.number(kind, amount) for amount in (taken, there, need))
+                raise NoCapacityError(f"{held} of {most} {kinds.noun(kind)} are held, and {asked} are needed")
 
     def free(self, allocation: AllocationId) -> None:
         self._held.pop(allocation, None)

@@ -75,6 +75,7 @@ class LocalPlatform:
             platform=self.name,
             cores=capacity.cores(settings.node),
             memory_bytes=capacity.memory_bytes(settings.node),
+            amounts=settings.node.amounts,
         )
         self._bookings = Bookings((node,), settings.leasing.licenses)
         self._supervising: asyncio.Task[None] | None = None

@@ -11,17 +11,19 @@ from typing import Any
 import cel
 
 from isthmus.core.errors import PolicyError
+from isthmus.core.kinds import OF_NODES
 
 CONDITION_CHARACTERS_MAX = 4096
 LOOPS_MAX = 2  # in one condition: six of ten rounds each, nested, would hold the site up for half a minute
 
-STATIC_NODE_FIELDS = frozenset({"platform", "cores", "memory", "gpus", "labels"})
+STATIC_NODE_FIELDS = frozenset({"platform", "cores", "memory", "gpus", "labels", *OF_NODES})
 FIELDS: dict[str, frozenset[str]] = {
     "request": frozenset(
         {
             "cores",
             "memory",
             "gpus",
+            *OF_NODES,
             "licenses",
             "class",
             "pool",
@@ -33,8 +35,12 @@ FIELDS: dict[str, frozenset[str]] = {
             "wait_s",
         }
     ),
-    "tenant": frozenset({"name", "role", "cores", "memory", "gpus", "licenses", "leases", "level"}),
-    "node": STATIC_NODE_FIELDS | {"name", "free_cores", "free_memory", "free_gpus", "leases"},
+    "tenant": frozenset(
+        {"name", "role", "cores", "memory", "gpus", *OF_NODES, "licenses", "leases", "level"}
+    ),
+    "node": STATIC_NODE_FIELDS
+    | {"name", "free_cores", "free_memory", "free_gpus", "leases"}
+    | {f"free_{kind}" for kind in OF_NODES},
     "pool": frozenset({"name", "leases", "minimum", "maximum"}),
     "clock": frozenset({"epoch_s", "hour", "minute", "weekday"}),
     "signal": frozenset(),  # whatever the site's source of signals names
@@ -58,18 +64,21 @@ _STRING = re.compile(r'"(?:\\.|[^"\\])*"' r"|'(?:\\.|[^'\\])*'")
 _FIELD = re.compile(rf"(?<![\w.])({'|'.join(FIELDS)})\b(?:\s*\.\s*(\w+))?")
 _BOUND = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*(\w+)\s*,")
 _LOOP = re.compile(r"\b(?:all|exists|exists_one|map|filter)\b")
+_NOTHING = dict.fromkeys(OF_NODES, 0)
 _SAMPLE: dict[str, Any] = {
     "request": {
         "cores": 1, "memory": 2**30, "gpus": 0, "licenses": {}, "class": "elastic", "pool": "default",
         "count": 1, "together": False, "policy": "", "function": "", "labels": {}, "wait_s": 0.0,
+        **_NOTHING,
     },
     "tenant": {
         "name": "", "role": "user", "cores": 0, "memory": 0, "gpus": 0, "licenses": {}, "leases": 0,
-        "level": 0.0,
+        "level": 0.0, **_NOTHING,
     },
     "node": {
         "name": "", "platform": "local", "cores": 1, "memory": 2**30, "gpus": 0, "labels": {},
-        "free_cores": 1, "free_memory": 2**30, "free_gpus": 0, "leases": 0,
+        "free_cores": 1, "free_memory": 2**30, "free_gpus": 0, "leases": 0, **_NOTHING,
+        **{f"free_{kind}": 0 for kind in OF_NODES},
     },
     "pool": {"name": "default", "leases": 0, "minimum": 0, "maximum": 1},
     "clock": {"epoch_s": 0.0, "hour": 0, "minute": 0, "weekday": 0},

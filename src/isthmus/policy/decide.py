@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from isthmus.core.ids import LeaseId, NodeId
+from isthmus.core.kinds import in_words
 from isthmus.core.model import LeaseClass, Record, Resources
 from isthmus.policy import fairness, guarantees, limits, placement
 from isthmus.policy.fairness import STANDINGS_MAX, Standing
@@ -179,7 +180,12 @@ class _Judgement:
 
     # outcomes -----------------------------------------------------------------------------------------------
     def _why_not(self, candidates: tuple[Candidate, ...], fitting: int) -> tuple[Block, str]:
-        asked = f"{self.demand.lease.count} x {self.resources.cores} cores, {self.resources.memory}"
+        each = (
+            f"{self.resources.cores} cores",
+            str(self.resources.memory),
+            *in_words(self.resources.amounts),
+        )
+        asked = f"{self.demand.lease.count} x {', '.join(each)}"
         least = self.demand.lease.count if self.demand.lease.together else 1
         nodes = self.snapshot.nodes
         hosts = placement.hosts(nodes, self.lease_class, self.resources)

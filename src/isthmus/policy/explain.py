@@ -86,7 +86,7 @@ def _turn(decision: Decision) -> list[str]:
 def _level(standing: Standing) -> str:
     used = f" and used {standing.used:.2%} on average lately" if standing.used else ""
     weight = f", weight {standing.weight:g}" if standing.weight != 1 else ""
-    dominant = kinds.noun(standing.dominant) if "." in standing.dominant else standing.dominant
+    dominant = kinds.noun(standing.dominant) if kinds.is_site_wide(standing.dominant) else standing.dominant
     return (
         f"{standing.tenant} holds {standing.held:.2%} of the site's {dominant}{used}{weight}: "
         f"level {standing.level:.4f}"

@@ -113,9 +113,9 @@ def _over_site(
         "gpus": gpus / max(total.gpus, 1),
     }
     for kind, amount in amounts.items():
-        stock = snapshot.stocks.get(kind)
-        if stock is not None:  # what the site has no more of is nobody's share
-            shares[kind] = amount / max(stock.total, 1)
+        there = snapshot.stocks[kind].total if kind in snapshot.stocks else total.amounts.get(kind, 0)
+        if there:  # what the site has no more of is nobody's share
+            shares[kind] = amount / there
     return shares
 
 

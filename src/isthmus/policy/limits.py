@@ -68,6 +68,7 @@ def too_large(nodes: NodeTable, resources: Resources, least: int, hosts: BoolArr
     """
     if not hosts.any():
         return ""
+    bound = kinds.of_node(resources.amounts)
     checks = (
         ("cores", resources.cores, nodes.cores * hosts),
         ("bytes of memory", resources.memory_bytes, nodes.memory_bytes * hosts),
@@ -77,9 +78,17 @@ def too_large(nodes: NodeTable, resources: Resources, least: int, hosts: BoolArr
         if need > int(column.max()):
             largest = int(column.argmax())
             return f"no node has {need} {noun} (most: {int(column[largest])} on {nodes.ids[largest]})"
+    for kind, amount in bound.items():
+        column = nodes.all_of.get(kind, np.zeros(len(hosts), dtype=np.int64)) * hosts
+        if amount > (most := int(column.max())):
+            best = f"most: {kinds.number(kind, most)} on {nodes.ids[int(column.argmax())]}"
+            there = best if most else f"none has any to lease: set node.{kind}"
+            return f"no node has {kinds.number(kind, amount)} {kinds.noun(kind)} ({there})"
     slots = np.minimum(nodes.cores // resources.cores, nodes.memory_bytes // resources.memory_bytes)
     if resources.gpus:
         slots = np.minimum(slots, nodes.gpus // resources.gpus)
+    for kind, amount in bound.items():
+        slots = np.minimum(slots, nodes.all_of[kind] // amount)
     slots = slots * hosts
     if not slots.any():
         return f"no single node has all of {resources}"

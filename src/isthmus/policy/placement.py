@@ -7,22 +7,37 @@ Invariant: pure; arrays in, arrays out; equal scores are settled by the order of
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isthmus.core.ids import NodeId
+from isthmus.core.kinds import of_node
 from isthmus.core.model import LeaseClass, Resources
 from isthmus.policy.shelves import IntArray
 from isthmus.policy.snapshot import NodeTable
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
-Need = tuple[int, int, int]  # of one lease: cores, bytes of memory, GPUs
+Size = tuple[int, ...]  # cores, bytes of memory, GPUs, and of further kinds as in `Need.kinds`
 GPU_WASTE = 1.0  # what a node with GPUs loses for a lease without: more than any packing gains
 POOL_GAIN = 2.0  # what a node gains whose agent stands ready: more than the rest together
 SHELVES_SORTED = 32  # at first; most requests need no more
 HANDFUL = 16  # nodes looked up together
+_NONE = np.int64(0)  # of a kind that no node has
+
+
+class Need(NamedTuple):
+    """What one lease takes of its node. kinds: the further ones, in the order of `size`."""
+
+    size: Size
+    kinds: tuple[str, ...]
+
+
+def need_of(resources: Resources) -> Need:
+    bound = of_node(resources.amounts)
+    return Need((resources.cores, resources.memory_bytes, resources.gpus, *bound.values()), tuple(bound))
 
 
 def hosts(nodes: NodeTable, lease_class: LeaseClass, resources: Resources) -> BoolArray:
@@ -44,14 +59,20 @@ def fits(nodes: NodeTable, resources: Resources) -> BoolArray:
     fitting &= nodes.free_memory_bytes >= resources.memory_bytes
     if resources.gpus:
         fitting &= nodes.free_gpus >= resources.gpus
+    for kind, amount in of_node(resources.amounts).items():
+        fitting &= nodes.free_of.get(kind, _NONE) >= amount
     return fitting
 
 
 def slots(nodes: NodeTable, row: int, need: Need) -> int:
     """How many leases one node that fits could take now."""
-    cores, memory_bytes, gpus = need
-    count = min(int(nodes.free_cores[row]) // cores, int(nodes.free_memory_bytes[row]) // memory_bytes)
-    return min(count, int(nodes.free_gpus[row]) // gpus) if gpus else count
+    return min(have // want for have, want in zip(free(nodes, row, need), need.size, strict=True) if want)
+
+
+def free(nodes: NodeTable, row: int, need: Need) -> Size:
+    """What one node has left of all that is needed."""
+    own = int(nodes.free_cores[row]), int(nodes.free_memory_bytes[row]), int(nodes.free_gpus[row])
+    return *own, *(int(nodes.free_of[kind][row]) if kind in nodes.free_of else 0 for kind in need.kinds)
 
 
 class Ranking:

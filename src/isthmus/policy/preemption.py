@@ -8,6 +8,7 @@ that works is pushed below what it is guaranteed.
 Invariant: pure; what is chosen makes room for all that is missing, or nothing is chosen.
 """
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from isthmus.core import kinds
 from isthmus.core.ids import LeaseId, NodeId, TenantId
 from isthmus.core.model import Resources
 from isthmus.policy import fairness, guarantees, placement
-from isthmus.policy.placement import Need
+from isthmus.policy.placement import Need, Size
 from isthmus.policy.rules import PolicySet
 from isthmus.policy.snapshot import Holding, Preemptible, Snapshot
 
@@ -100,7 +101,7 @@ class _Tenants:
     def held(self, tenant: TenantId) -> Holding:
         return self._held.get(tenant) or self._snapshot.tenants.get(tenant, Holding())
 
-    def may_lose(self, tenant: TenantId, lost: Need) -> bool:
+    def may_lose(self, tenant: TenantId, lost: Size) -> bool:
         own = self._policies.terms.get(tenant)
         loss = Holding(cores=lost[0], memory_bytes=lost[1], gpus=lost[2])
         return own is None or guarantees.keeps(own.guarantee, self.held(tenant), loss)
@@ -125,7 +126,7 @@ class _Tenants:
 class _Node:
     """A node that may be cleared: what is free on it, and whose leases could go."""
 
-    def __init__(self, free: Need, leases: list[Preemptible], need: Need) -> None:
+    def __init__(self, free: Size, leases: list[Preemptible], need: Need) -> None:
         self._free = free
         self._leases = leases
         self._need = need
@@ -136,7 +137,7 @@ class _Node:
     def plan(self, tenants: _Tenants) -> _Plan | None:
         """The leases to push out for one more; None when all of them are not enough."""
         free, evicted, used_up = self._free, list[Preemptible](), set[LeaseId]()
-        lost: dict[TenantId, Need] = {}
+        lost: dict[TenantId, Size] = {}
         order = sorted(
             self._leases,
             key=lambda one: (
@@ -148,34 +149,31 @@ class _Node:
             ),
         )
         for lease in order:
-            if _fits(self._need, free):
+            if _fits(self._need.size, free):
                 break
-            taken = _sum(lost.get(lease.tenant, (0, 0, 0)), _size(lease))
+            size = _size(lease, self._need.kinds)
+            taken = _sum(lost[lease.tenant], size) if lease.tenant in lost else size
             if not (lease.leaving or lease.idle) and not tenants.may_lose(lease.tenant, taken):
                 continue
-            free = _sum(free, _size(lease))
+            free = _sum(free, size)
             used_up.add(lease.lease)
             if not lease.leaving:
                 lost[lease.tenant] = taken
                 evicted.append(lease)
-        return _Plan(tuple(evicted), frozenset(used_up)) if _fits(self._need, free) else None
+        return _Plan(tuple(evicted), frozenset(used_up)) if _fits(self._need.size, free) else None
 
     def carry_out(self, plan: _Plan) -> None:
-        freed = [_size(lease) for lease in self._leases if lease.lease in plan.used_up]
+        freed = [_size(lease, self._need.kinds) for lease in self._leases if lease.lease in plan.used_up]
         self._leases = [lease for lease in self._leases if lease.lease not in plan.used_up]
         for size in freed:
             self._free = _sum(self._free, size)
-        self._free = (
-            self._free[0] - self._need[0],
-            self._free[1] - self._need[1],
-            self._free[2] - self._need[2],
-        )
+        self._free = _less(self._free, self._need.size, 1)
 
 
 def _nodes(snapshot: Snapshot, wanted: Wanted, tenants: _Tenants) -> dict[int, _Node]:
     """The nodes to weigh, by row: those whose leases belong to the tenants standing highest come first."""
     table = snapshot.nodes
-    need = (wanted.resources.cores, wanted.resources.memory_bytes, wanted.resources.gpus)
+    need = placement.need_of(wanted.resources)
     by_node: dict[NodeId, list[Preemptible]] = {}
     leases_by_level = sorted(
         snapshot.preemptible, key=lambda one: (not one.leaving, not one.idle, -tenants.level(one.tenant))
@@ -190,31 +188,31 @@ def _nodes(snapshot: Snapshot, wanted: Wanted, tenants: _Tenants) -> dict[int, _
         if row is None or not table.open[row]:
             continue
         slots = max(placement.slots(table, row, need), 0)
-        free = (  # without what the request has there already
-            int(table.free_cores[row]) - slots * need[0],
-            int(table.free_memory_bytes[row]) - slots * need[1],
-            int(table.free_gpus[row]) - slots * need[2],
-        )
-        if _fits(need, _total(free, leases)) and wanted.may_use(row):
+        free = _less(placement.free(table, row, need), need.size, slots)  # the request has these already
+        if _fits(need.size, _total(free, leases, need.kinds)) and wanted.may_use(row):
             nodes[row] = _Node(free, leases, need)
             if len(nodes) >= NODES_MAX + wanted.missing:
                 break
     return dict(sorted(nodes.items()))
 
 
-def _total(free: Need, leases: Iterable[Preemptible]) -> Need:
+def _total(free: Size, leases: Iterable[Preemptible], kinds: tuple[str, ...]) -> Size:
     for lease in leases:
-        free = _sum(free, _size(lease))
+        free = _sum(free, _size(lease, kinds))
     return free
 
 
-def _size(lease: Preemptible) -> Need:
-    return lease.cores, lease.memory_bytes, lease.gpus
+def _size(lease: Preemptible, kinds: tuple[str, ...]) -> Size:
+    return lease.cores, lease.memory_bytes, lease.gpus, *(lease.amounts.get(kind, 0) for kind in kinds)
 
 
-def _sum(one: Need, other: Need) -> Need:
-    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+def _sum(one: Size, other: Size) -> Size:
+    return tuple(map(operator.add, one, other))
 
 
-def _fits(need: Need, free: Need) -> bool:
-    return need[0] <= free[0] and need[1] <= free[1] and need[2] <= free[2]
+def _less(one: Size, other: Size, times: int) -> Size:
+    return tuple(have - times * taken for have, taken in zip(one, other, strict=True))
+
+
+def _fits(need: Size, free: Size) -> bool:
+    return all(map(operator.le, need, free))

@@ -13,9 +13,10 @@ What each action does, and its parameters:
              nothing matching means allowed. preempt = true lets a reserved request push elastic leases out.
     deny     the request (or the node) is refused with the message.
     prefer   adds `weight` (-100..100, default 1) to the score of each node it matches; all that match count.
-    cap      limits what may be held at once: cores, memory, gpus, leases, licenses = { matlab = 2 }; per =
-             "tenant" (default), "pool" or "site"; or the core_hours that a tenant may use within any window_h
-             hours. All that match count, so the tightest wins. May not mention `node`.
+    cap      limits what may be held at once: cores, memory, gpus, leases, bandwidth, licenses =
+             { matlab = 2 }; per = "tenant" (default), "pool" or "site"; or the core_hours that a tenant may
+             use within any window_h hours. All that match count, so the tightest wins. May not mention
+             `node`.
     class    the lease gets class = "reserved" | "elastic" | "harvested"; the first that matches wins.
              May not mention `node`.
     hurry    adds `by` (default 1) to the priority that the tenant's terms give the request: who has more
@@ -82,14 +83,18 @@ class Cap(_Spec, frozen=True, tag="cap"):
     leases: Annotated[int, Meta(ge=0)] = 0
     core_hours: Annotated[float, Meta(ge=0)] = 0.0
     window_h: Annotated[int, Meta(ge=1, le=WINDOW_H_MAX)] = 24
+    bandwidth: str | int = 0
     licenses: Licenses = {}
     per: Literal["tenant", "pool", "site"] = "tenant"
     may_read: ClassVar[frozenset[str]] = _OF_REQUESTS
 
     def __post_init__(self) -> None:
-        kinds.check(self.licenses)
-        if not (self.cores or self.memory or self.gpus or self.leases or self.core_hours or self.licenses):
-            raise ValueError("a cap needs at least one of cores, memory, gpus, leases, licenses, core_hours")
+        kinds.check(self.licenses, self.bandwidth)
+        capped = self.cores, self.memory, self.gpus, self.leases, self.core_hours
+        if not any((*capped, self.bandwidth, self.licenses)):
+            raise ValueError(
+                "a cap needs at least one of cores, memory, gpus, leases, bandwidth, licenses, core_hours"
+            )
         if self.core_hours and self.per != "tenant":
             raise ValueError(f'core_hours are counted per tenant, not per = "{self.per}"')
         parse_bytes(self.memory or 0)
@@ -100,7 +105,7 @@ class Cap(_Spec, frozen=True, tag="cap"):
 
     @property
     def amounts(self) -> dict[str, int]:
-        return kinds.amounts(self.licenses)
+        return kinds.amounts(self.licenses, self.bandwidth)
 
 
 class Reclass(_Spec, frozen=True, tag="class"):

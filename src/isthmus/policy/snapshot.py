@@ -90,6 +90,8 @@ class NodeRow(Record, frozen=True):
     leases: int = 0
     open: bool = True
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    amounts: dict[str, int] = msgspec.field(default_factory=dict)
+    free_amounts: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class Shape(NamedTuple):
@@ -100,6 +102,7 @@ class Shape(NamedTuple):
     memory_bytes: int
     gpus: int
     labels: tuple[tuple[str, str], ...]
+    amounts: tuple[tuple[str, int], ...] = ()
 
 
 class NodeColumns(Record, frozen=True):
@@ -107,11 +110,13 @@ class NodeColumns(Record, frozen=True):
 
     numbers   (6, nodes) little-endian int64: index into `shapes`, free cores, free bytes of memory, free
               GPUs, leases, whether it is open (1) or not (0)
+    free      (nodes,) of the same for each further kind that some node has
     """
 
     ids: tuple[NodeId, ...]
     shapes: tuple[Shape, ...]
     numbers: bytes
+    free: dict[str, bytes] = msgspec.field(default_factory=dict)
 
 
 class SnapshotRecord(Record, frozen=True):
@@ -130,7 +135,12 @@ class SnapshotRecord(Record, frozen=True):
 
 
 class NodeTable:
-    """Nodes in columns; row `i` of every column is `ids[i]`. Mutated only by its owner, between decisions."""
+    """Nodes in columns; row `i` of every column is `ids[i]`. Mutated only by its owner, between decisions.
+
+    free_of, all_of   (nodes,) for each further kind that some node has: what is free, and what is there
+    """
+
+    free_of: dict[str, IntArray]
 
     def __init__(self, rows: Iterable[NodeRow] = ()) -> None:
         rows = tuple(rows)
@@ -142,6 +152,8 @@ class NodeTable:
             _column(row.free_gpus for row in rows),
         ]
         leases, is_open = _column(row.leases for row in rows), _column(row.open for row in rows)
+        further = sorted({kind for known in shapes for kind, _ in known.amounts})
+        self.free_of = {kind: _column(row.free_amounts.get(kind, 0) for row in rows) for kind in further}
         self._fill([row.node for row in rows], list(shapes), np.stack([shape, *free, leases, is_open]))
 
     @classmethod
@@ -149,6 +161,9 @@ class NodeTable:
         """The table of which `columns` was the record."""
         table = cls.__new__(cls)
         numbers = np.frombuffer(columns.numbers, dtype="<i8").reshape(6, len(columns.ids))
+        table.free_of = {
+            kind: np.frombuffer(free, dtype="<i8").astype(np.int64) for kind, free in columns.free.items()
+        }
         table._fill(list(columns.ids), list(columns.shapes), numbers.astype(np.int64))
         return table
 
@@ -166,6 +181,10 @@ class NodeTable:
         self.cores = _column(shape.cores for shape in shapes)[self.shape]
         self.memory_bytes = _column(shape.memory_bytes for shape in shapes)[self.shape]
         self.gpus = _column(shape.gpus for shape in shapes)[self.shape]
+        self.all_of: dict[str, IntArray] = {
+            kind: _column(dict(shape.amounts).get(kind, 0) for shape in shapes)[self.shape]
+            for kind in self.free_of
+        }
         self.shape_cores = np.array([max(shape.cores, 1) for shape in shapes], dtype=np.float64)
         self.shape_has_gpus = np.array([shape.gpus > 0 for shape in shapes], dtype=np.bool_)
         self.shelves = Shelves(self.shape, self.free_cores)
@@ -178,6 +197,7 @@ class NodeTable:
             cores=int(self.cores[own].sum()),
             memory_bytes=int(self.memory_bytes[own].sum()),
             gpus=int(self.gpus[own].sum()),
+            amounts={kind: int(column[own].sum()) for kind, column in self.all_of.items()},
         )
 
     def take(self, node: NodeId, resources: Resources, sign: int = 1) -> None:
@@ -189,6 +209,9 @@ class NodeTable:
         self.free_memory_bytes[i] -= sign * resources.memory_bytes
         self.free_gpus[i] -= sign * resources.gpus
         self.leases[i] += sign
+        for kind, amount in resources.amounts.items():
+            if kind in self.free_of:
+                self.free_of[kind][i] -= sign * amount
         self.shelves.move(i, int(self.shape[i]), int(self.free_cores[i]))
 
     def free(self, node: NodeId, cores: int, memory_bytes: int) -> None:
@@ -214,7 +237,8 @@ class NodeTable:
             self.open,
         )
         numbers = np.stack(changing).astype("<i8").tobytes()
-        return NodeColumns(ids=tuple(self.ids), shapes=tuple(self.shapes), numbers=numbers)
+        free = {kind: column.astype("<i8").tobytes() for kind, column in self.free_of.items()}
+        return NodeColumns(ids=tuple(self.ids), shapes=tuple(self.shapes), numbers=numbers, free=free)
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -285,6 +309,8 @@ def empty_row(node: Node, is_open: bool) -> NodeRow:
         free_gpus=node.gpus - node.other_gpus,
         open=is_open,
         labels=node.labels,
+        amounts=node.amounts,
+        free_amounts=node.amounts,
     )
 
 
@@ -293,4 +319,5 @@ def _column(values: Iterable[int]) -> IntArray:
 
 
 def _shape(row: NodeRow) -> Shape:
-    return Shape(row.platform, row.cores, row.memory_bytes, row.gpus, tuple(sorted(row.labels.items())))
+    labels, amounts = tuple(sorted(row.labels.items())), tuple(sorted(row.amounts.items()))
+    return Shape(row.platform, row.cores, row.memory_bytes, row.gpus, labels, amounts)

@@ -8,11 +8,13 @@ are built, because the CEL library copies each of them.
 from collections.abc import Iterable
 from typing import Any
 
-from isthmus.core.kinds import is_site_wide, license_of
+from isthmus.core.kinds import OF_NODES, is_site_wide, license_of
 from isthmus.policy.conditions import OPEN_VARIABLES, STATIC_NODE_FIELDS
 from isthmus.policy.snapshot import Demand, Holding, NodeTable, Pool, Shape, Snapshot
 
 _COLUMNS = {"memory": "memory_bytes", "free_memory": "free_memory_bytes"}  # what rules call them: what we do
+
+_FREE = {f"free_{kind}": kind for kind in OF_NODES}
 
 
 def of_node(nodes: NodeTable, row: int, fields: Iterable[str]) -> dict[str, Any]:
@@ -24,6 +26,9 @@ def of_node(nodes: NodeTable, row: int, fields: Iterable[str]) -> dict[str, Any]
             shown[field] = _of_shape(shape, field)
         elif field == "name":
             shown[field] = nodes.ids[row]
+        elif field in _FREE:
+            column = nodes.free_of.get(_FREE[field])
+            shown[field] = 0 if column is None else int(column[row])
         else:
             shown[field] = int(getattr(nodes, _COLUMNS.get(field, field))[row])
     return shown
@@ -35,6 +40,8 @@ def of_shape(shape: Shape, fields: Iterable[str]) -> dict[str, Any]:
 
 
 def _of_shape(shape: Shape, field: str) -> Any:
+    if field in OF_NODES:
+        return dict(shape.amounts).get(field, 0)
     return dict(shape.labels) if field == "labels" else getattr(shape, _COLUMNS.get(field, field))
 
 
@@ -60,11 +67,13 @@ def _everything(snapshot: Snapshot, demand: Demand, level: float) -> dict[str, d
     lease = demand.lease
     holding = snapshot.tenants.get(demand.tenant, Holding())
     pool = snapshot.pools.get(lease.pool, Pool())
+    asked = lease.resources.amounts
     return {
         "request": {
             "cores": lease.resources.cores,
             "memory": lease.resources.memory_bytes,
             "gpus": lease.resources.gpus,
+            **{kind: asked.get(kind, 0) for kind in OF_NODES},
             "licenses": lease.resources.licenses,
             "class": lease.lease_class.value,
             "pool": lease.pool,
@@ -81,6 +90,7 @@ def _everything(snapshot: Snapshot, demand: Demand, level: float) -> dict[str, d
             "cores": holding.cores,
             "memory": holding.memory_bytes,
             "gpus": holding.gpus,
+            **{kind: holding.amounts.get(kind, 0) for kind in OF_NODES},
             "licenses": {
                 license_of(kind): count for kind, count in holding.amounts.items() if is_site_wide(kind)
             },

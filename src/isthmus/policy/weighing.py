@@ -69,7 +69,7 @@ class Weighing:
         self._policies = policies
         self._nodes = snapshot.nodes
         self._resources = demand.lease.resources
-        self._need = self._resources.cores, self._resources.memory_bytes, self._resources.gpus
+        self._need = placement.need_of(self._resources)
         self._shown = variables.of_request(snapshot, demand, level, policies.reads)
         self.context = cel.Context(variables=self._shown)
         self.verdicts: list[Rule] = []

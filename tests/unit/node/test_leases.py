@@ -14,6 +14,15 @@ GIB = 2**30
 CAPACITY = Capacity(cores=(2, 3, 5, 8), memory_bytes=8 * GIB, gpus=1)
 
 
+def test_bandwidth_is_given_until_none_is_left() -> None:
+    allotments = Allotments(Capacity((0, 1, 2), 8 * GIB, amounts={"bandwidth": 10**9}))
+    share = allotments.take(LeaseId("a"), Resources(memory="1GiB", bandwidth="600Mbit/s"))
+    assert share.amounts == (("bandwidth", 6 * 10**8),)
+    with pytest.raises(NoCapacityError, match=r"needs 600 Mbit/s of bandwidth, 400 Mbit/s are free here"):
+        allotments.take(LeaseId("b"), Resources(memory="1GiB", bandwidth="600Mbit/s"))
+    assert allotments.take(LeaseId("b"), Resources(memory="1GiB", licenses={"matlab": 9})).amounts == ()
+
+
 def test_the_same_lease_gets_the_same_share() -> None:
     allotments = Allotments(CAPACITY)
     first = allotments.take(LeaseId("a"), Resources(cores=2, memory="1GiB"))

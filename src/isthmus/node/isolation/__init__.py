@@ -9,11 +9,12 @@ from isthmus.node.isolation.cgroup_v1 import CgroupV1
 from isthmus.node.isolation.cgroup_v2 import CgroupV2
 from isthmus.node.isolation.isolation import Consumption, Isolation, Share, reserve_name
 from isthmus.node.isolation.rlimits import Rlimits
+from isthmus.node.isolation.shaping import Shaped
 from isthmus.node.isolation.systemd import SystemdScope
 
 __all__ = [
-    "CgroupV1", "CgroupV2", "Consumption", "Isolation", "Rlimits", "Share", "SystemdScope", "choose",
-    "reserve_name", "state_tag",
+    "CgroupV1", "CgroupV2", "Consumption", "Isolation", "Rlimits", "Shaped", "Share", "SystemdScope",
+    "choose", "reserve_name", "shaped", "state_tag",
 ]  # fmt: skip
 
 _STRONGEST_FIRST = (CgroupV2, CgroupV1, SystemdScope, Rlimits)
@@ -35,6 +36,15 @@ def choose(setting: str, tag: str) -> tuple[Isolation, str]:
             return isolation, "; ".join(weaker_than)
         weaker_than.append(f"{kind.mechanism}: {reason}")
     raise SettingsError(f"node.isolation = {setting!r} does not work here: {'; '.join(weaker_than)}")
+
+
+def shaped(isolation: Isolation, interface: str, tag: str) -> tuple[Isolation, str]:
+    """The same with bandwidth held too, or the same, and why not."""
+    if not interface:
+        return isolation, "bandwidth: node.interface names none to hold it at"
+    both = Shaped(isolation, interface, tag)
+    reason = both.probe()
+    return (isolation, f"bandwidth: {reason}") if reason else (both, "")
 
 
 def state_tag(state: Path) -> str:

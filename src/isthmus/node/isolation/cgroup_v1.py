@@ -100,6 +100,9 @@ class CgroupV1:
         for group in found:
             groups.remove(group)
 
+    def group(self, lease: LeaseId) -> Path | None:
+        return None
+
     def sweep(self) -> None:
         for base in self._bases.values():
             groups.sweep(base, GROUP_PREFIX)

@@ -98,6 +98,9 @@ class CgroupV2:
         groups.kill_all(group)
         groups.remove(group)
 
+    def group(self, lease: LeaseId) -> Path | None:
+        return self._group(lease)
+
     def sweep(self) -> None:
         if self._base is not None:
             groups.sweep(self._base, GROUP_PREFIX)

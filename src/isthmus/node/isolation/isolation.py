@@ -1,5 +1,6 @@
 """The seam between a lease and what the operating system can enforce of it."""
 
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from isthmus.core.ids import LeaseId
@@ -16,11 +17,13 @@ class Share(NamedTuple):
 
     idle_cores  of a harvested lease: so many of `cores`, which it shares, and only while nobody else wants
                 them; 0: `cores` are its own
+    amounts     of further kinds
     """
 
     cores: tuple[int, ...]
     memory_bytes: int
     idle_cores: int = 0
+    amounts: tuple[tuple[str, int], ...] = ()
 
 
 class Consumption(NamedTuple):
@@ -85,6 +88,10 @@ class Isolation(Protocol):
         """Kill every process of the lease, wait until they are gone, and remove what `create` made.
         Blocks.
         """
+        ...
+
+    def group(self, lease: LeaseId) -> Path | None:
+        """The lease's group in the version 2 hierarchy, if it has one."""
         ...
 
     def sweep(self) -> None:

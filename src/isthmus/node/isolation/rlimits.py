@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import time
+from pathlib import Path
 
 from isthmus.core.ids import LeaseId
 from isthmus.core.model import Enforcement
@@ -73,6 +74,9 @@ class Rlimits:
             time.sleep(0.002)
         self._shares.pop(lease, None)
         self._pids.pop(lease, None)
+
+    def group(self, lease: LeaseId) -> Path | None:
+        return None
 
     def sweep(self) -> None:
         return None

@@ -159,6 +159,7 @@ class SlurmPlatform:
             other_cores=max(0, use.cores_held - sum(job.cores for job in ours)),
             other_memory_bytes=max(0, use.memory_held_bytes - sum(job.memory_bytes for job in ours)),
             other_gpus=max(0, use.gpus_held - gpus_ours),
+            amounts=self._node_settings.amounts,
         )
 
     async def stocks(self) -> dict[str, Stock]:
@@ -381,8 +382,9 @@ class SlurmPlatform:
     def _program(self, allocation: AllocationId, node: NodeId, resources: Resources) -> Program:
         """The agent, with a state directory of its own: several nodes may share a file system."""
         settings = msgspec.structs.replace(
-            self._node_settings, cores=resources.cores, memory=f"{resources.memory_bytes}"
-        )
+            self._node_settings, cores=resources.cores, memory=f"{resources.memory_bytes}",
+            bandwidth=str(resources.bandwidth or ""),
+        )  # fmt: skip
         words = (
             self._settings.python or sys.executable, "-m", "isthmus.node.agent", "--site", self._agent_url,
             "--node", node, "--name", allocation, "--state", str(self._agents / allocation),
