@@ -221,7 +221,6 @@ class RestSettings(Section, frozen=True):
 
 
 _CONTRACTS_MISSING = {
-    "drain": "isthmus does not see yet what batch jobs wait for",
     "suspend": "the deadlines of a suspended job's leases pass while it cannot renew them",
     "shrink": "each allocation is one job on one node, so a pool shrinks by whole jobs",
 }
@@ -258,7 +257,8 @@ class SlurmPoolSettings(Section, frozen=True):
     """So long before its time limit another takes an allocation's place. Longer: it may wait in the queue."""
 
     contract: str = "requeue"
-    """When batch jobs want the nodes: `requeue`: Slurm preempts the jobs, which come back by themselves."""
+    """When batch jobs want the nodes: `requeue`: Slurm preempts the jobs, which come back by themselves;
+    `drain`: isthmus hands them back, idle ones first, as soon as a batch job waits for resources."""
 
     def __post_init__(self) -> None:
         parse_bytes(self.memory)
@@ -268,9 +268,9 @@ class SlurmPoolSettings(Section, frozen=True):
             raise ValueError(
                 f"renew_s={self.renew_s:g} is more than half of time_limit_s={self.time_limit_s}"
             )
-        if self.contract != "requeue":
+        if self.contract not in ("requeue", "drain"):
             why = _CONTRACTS_MISSING.get(self.contract, "there is no such contract")
-            raise ValueError(f"contract {self.contract!r}: {why}; use 'requeue'")
+            raise ValueError(f"contract {self.contract!r}: {why}; use 'requeue' or 'drain'")
 
 
 class SlurmSettings(Section, frozen=True):

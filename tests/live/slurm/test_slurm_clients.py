@@ -11,10 +11,18 @@ import pytest
 from isthmus.core.errors import SiteUnavailableError
 from isthmus.core.ids import AllocationId, NodeId
 from isthmus.core.model import LeaseClass, Resources
-from isthmus.core.settings import RestSettings, SlurmSettings, SshSettings
+from isthmus.core.settings import RestSettings, SlurmPoolSettings, SlurmSettings, SshSettings
 from isthmus.platforms.slurm import checks, open_client, reasons
 from isthmus.platforms.slurm.client import RefusedError
-from isthmus.platforms.slurm.records import GONE, JobRequest, License, Program, allocation_of
+from isthmus.platforms.slurm.records import (
+    GONE,
+    JobRequest,
+    License,
+    PoolRequest,
+    Program,
+    allocation_of,
+    pool_of,
+)
 from tests.live.slurm.waiting import wait_for
 
 PLACES = ["here", "ssh", "rest"]
@@ -124,6 +132,34 @@ def test_licences_are_asked_for_and_told_from_every_place(settings_of, place, tm
         assert await client.licenses() == (License(name="matlab", total=4, free=2),)
         await client.cancel(number)
         await until_over(client, number)
+
+    tell(settings_of(place), story)
+
+
+@every_place
+def test_a_job_that_stands_ready_says_whose_it_is_and_what_waits_is_told(
+    settings_of, place, tmp_path, batch_job, cluster
+):
+    shape = SlurmPoolSettings(cores=1, memory="100MiB", partition="scavenge")
+    script = f'echo "$SECRET $SLURMD_NODENAME" >{tmp_path}/said; exec sleep 60'
+    request = PoolRequest(site="5173", pool="burst", shape=shape, script=script, environ={"SECRET": "it's"})
+
+    async def story(client):
+        number = await client.submit(request)
+        said = tmp_path / "said"
+        await asyncio.to_thread(wait_for, lambda: said.exists() and "it's n" in said.read_text())
+        (job,) = [job for job in await client.jobs() if job.job == number]
+        assert (pool_of(job, "5173"), job.state) == ("burst", "RUNNING")
+        assert (job.cores, job.memory_bytes) == (1, 100 << 20)
+        await client.cancel(number)
+        await until_over(client, number)
+        running = batch_job("sleep 60", "-N6", "--exclusive")
+        await asyncio.to_thread(wait_for, lambda: running in cluster.jobs())
+        waiting = batch_job("sleep 60", "-N5", "--exclusive")
+        while [(one.job, one.reason) for one in await client.queue()] != [(waiting, "Resources")]:
+            await asyncio.sleep(0.1)
+        (found,) = await client.queue()
+        assert (found.partition, found.nodes, found.is_batch) == ("batch", 5, True)
 
     tell(settings_of(place), story)
 

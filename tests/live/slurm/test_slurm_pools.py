@@ -120,6 +120,35 @@ def test_a_preempted_allocation_comes_back_by_itself_and_its_calls_move_on(
         assert pool_jobs(cluster) == [job]
 
 
+def test_a_draining_pool_goes_when_batch_waits_and_comes_back_when_it_has_what_it_needs(
+    cluster, open_site, batch_job, tmp_path
+):
+    marks = tmp_path / "marks"
+    elsewhere = {"ISTHMUS_SLURM__ELASTIC_PARTITION": "scavenge"}
+    with (
+        open_site(**elsewhere, **pool(partition="batch", contract="drain", maximum=2)) as site,
+        connected(site) as isthmus_site,
+    ):
+        wait_for(lambda: ready(site))
+        (job,) = pool_jobs(cluster)
+        future = isthmus_site.submit(remote.slow_at_first, 8, str(marks))
+        wait_for(lambda: jobs_seen(marks) == [str(job)])
+        waiting = batch_job("sleep 60", "-N6", "--exclusive")
+        wait_for(lambda: waiting in cluster.jobs())
+        assert pool_jobs(cluster) == [], "all of it was handed back, its minimum too"
+        more = batch_job("sleep 60", "-N6", "--exclusive")
+        wait_for(lambda: f"batch jobs come first, and some wait ({more})" in report(site)["words"])
+        with site.client() as client:
+            (lease,) = [lease for lease in client.get("/v1/leases?ended=1").json() if lease["allocation"]][
+                -1:
+            ]
+            told = client.get(f"/v1/explain/{lease['lease']}").json()["words"]
+        assert any("DrainOrdered" in line and "batch jobs come first" in line for line in told), told
+        cluster.run("scancel", f"{waiting}", f"{more}")
+        assert future.result(timeout_s=30) == 64
+        wait_for(lambda: ready(site))
+
+
 def test_another_takes_an_allocations_place_before_its_time_limit(cluster, open_site):
     with open_site(**pool(time_limit_s=600)) as site, connected(site) as isthmus_site:
         wait_for(lambda: ready(site))

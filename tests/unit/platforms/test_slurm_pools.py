@@ -13,7 +13,7 @@ from isthmus.core.settings import NodeSettings, SlurmPoolSettings, SlurmSettings
 from isthmus.platforms.slurm import commands, parsing, rest_shapes
 from isthmus.platforms.slurm.parsing import SlurmOutputError
 from isthmus.platforms.slurm.pool_agents import PoolAgents, job_of, node_name
-from isthmus.platforms.slurm.pooling import Member, Plan, allocations_for, plan
+from isthmus.platforms.slurm.pooling import Claim, Member, Plan, allocations_for, claim, plan
 from isthmus.platforms.slurm.records import allocation_of, new_job, pool_of
 
 POOL = SlurmPoolSettings(
@@ -37,7 +37,7 @@ def waiting(job, idle_s=0.0):
     return Member(job=job, is_running=False, is_ready=False, leases=0, idle_s=idle_s)
 
 
-def decide(*members, pool=POOL, more=0, claimed=0):
+def decide(*members, pool=POOL, more=0, claimed=None):
     return plan(pool, members, more, claimed)
 
 
@@ -89,7 +89,22 @@ def test_what_batch_jobs_claim_goes_before_the_minimum_idle_ones_first():
         leave=frozenset({1, 2}), cancel=frozenset({3})
     )
     assert decide(busy(1), idle(2, is_leaving=True), claimed=1) == Plan(), "one is on its way out"
-    assert decide(claimed=5, more=3) == Plan(), "nothing new while batch waits"
+    assert decide(claimed=0, more=3) == Plan(), "nothing new while batch waits"
+
+
+def test_batch_jobs_claim_what_the_next_of_them_need():
+    queue = (
+        "7|batch|Resources|2|6||.\n8|batch|Priority|9|90||.\n9|other|Resources|9|90||.\n"
+        "10|batch|Resources|9|90|isthmus-pool:abcd:burst|.\n11|batch|Dependency|9|90|a|b|.\n"
+    )
+    waits = parsing.queue(queue)
+    batch = frozenset({"batch"})
+    assert claim(POOL, batch, waits) == Claim(jobs=(7,), allocations=2), "six cores on two nodes"
+    assert claim(POOL, batch, waits[1:]) == Claim(jobs=(8,), allocations=0), "it waits behind our own"
+    assert claim(POOL, batch, waits[3:]) is None
+    assert claim(POOL, frozenset(), waits[2:3]) == Claim(jobs=(9,), allocations=23)
+    with pytest.raises(SlurmOutputError):
+        parsing.queue(queue[:-3])
 
 
 members = st.lists(
@@ -103,7 +118,7 @@ members = st.lists(
 )  # fmt: skip
 
 
-@given(members=members, more=st.integers(0, 20), claimed=st.integers(0, 3))
+@given(members=members, more=st.integers(0, 20), claimed=st.none() | st.integers(0, 3))
 def test_a_plan_never_cancels_a_lease_nor_goes_beyond_the_maximum(members, more, claimed):
     made = plan(POOL, members, more, claimed)
     by_job = {one.job: one for one in members}
@@ -123,7 +138,7 @@ def test_requests_count_as_the_allocations_that_they_would_fill():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"contract": "suspend"}, "the deadlines of a suspended job's leases pass.*use 'requeue'"),
+        ({"contract": "suspend"}, "the deadlines of a suspended job's leases pass.*use 'requeue' or 'drain'"),
         ({"contract": "shrink"}, "one job on one node"),
         ({"contract": "keep"}, "there is no such contract"),
         ({"minimum": 9}, "minimum=9 is more than maximum=4"),
@@ -150,8 +165,10 @@ def test_a_pools_job_is_submitted_like_this():
         '--node "$SLURMD_NODENAME.burst.$SLURM_JOB_ID" --name "$SLURMD_NODENAME.burst.$SLURM_JOB_ID" '
         "--state '/s/my agents'/pool-\"$SLURM_JOB_ID\" >>/s/srun.log 2>&1"
     )
-    drained = msgspec.structs.replace(POOL, partition="calm", qos="low")
-    assert {"--partition=calm", "--qos=low"} <= {*commands.submit(settings, AGENTS.request("burst", drained))}
+    drained = msgspec.structs.replace(POOL, contract="drain", partition="calm", qos="low")
+    assert {"--no-requeue", "--partition=calm", "--qos=low"} <= {
+        *commands.submit(settings, AGENTS.request("burst", drained))
+    }
 
 
 def test_no_secret_of_a_pools_agent_is_on_a_command_line():

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from isthmus.core.errors import SiteUnavailableError
 from isthmus.core.ids import AllocationId
-from isthmus.platforms.slurm.records import Job, JobRequest, License, NodeUse, PoolRequest
+from isthmus.platforms.slurm.records import Job, JobRequest, License, NodeUse, PoolRequest, Waiting
 
 
 class RefusedError(SiteUnavailableError):
@@ -35,6 +35,10 @@ class SlurmClient(Protocol):
 
     async def jobs(self) -> tuple[Job, ...]:
         """All jobs of our user, ended ones too, as long as Slurm remembers them."""
+        ...
+
+    async def queue(self) -> tuple[Waiting, ...]:
+        """What waits, of all users as far as they are shown to us."""
         ...
 
     async def nodes(self) -> tuple[NodeUse, ...]:

@@ -13,7 +13,7 @@ from isthmus.core.settings import SlurmSettings
 from isthmus.platforms.slurm import commands, parsing
 from isthmus.platforms.slurm.client import RefusedError, Started
 from isthmus.platforms.slurm.commands import Command
-from isthmus.platforms.slurm.records import GONE, Job, JobRequest, License, NodeUse, PoolRequest
+from isthmus.platforms.slurm.records import GONE, Job, JobRequest, License, NodeUse, PoolRequest, Waiting
 from isthmus.platforms.slurm.running import CommandFailedError, Running
 
 _UNREACHABLE = re.compile(
@@ -31,6 +31,9 @@ class CommandClient:
 
     async def jobs(self) -> tuple[Job, ...]:
         return parsing.jobs(await self._run(commands.list_jobs(await self._running.user())))
+
+    async def queue(self) -> tuple[Waiting, ...]:
+        return parsing.queue(await self._run(commands.list_queue()))
 
     async def nodes(self) -> tuple[NodeUse, ...]:
         return parsing.nodes(await self._run(commands.list_nodes(self._settings)))

@@ -15,6 +15,7 @@ from isthmus.platforms.slurm.records import JobRequest, PoolRequest, job_name, m
 MARK = "."  # the last field of every line
 SEPARATOR = "|"
 JOB_FIELDS = ("%A", "%N", "%T", "%r", "%C", "%m", "%e", "%W", "%k")
+QUEUE_FIELDS = ("%A", "%P", "%r", "%D", "%C", "%k")
 NODE_FIELDS = (
     "NodeList", "StateLong", "CPUsState", "Memory", "AllocMem", "Gres", "GresUsed", "Features", "Reason"
 )  # fmt: skip
@@ -27,6 +28,12 @@ def list_jobs(user: str) -> Command:
     """All jobs of this user, ended ones too, as long as slurmctld remembers them (MinJobAge)."""
     line = SEPARATOR.join((*JOB_FIELDS, MARK))
     return ("squeue", "--noheader", "--all", "--states=all", f"--user={user}", f"--format={line}")
+
+
+def list_queue() -> Command:
+    """What waits, of all users."""
+    line = SEPARATOR.join((*QUEUE_FIELDS, MARK))
+    return ("squeue", "--noheader", "--all", "--states=PENDING", f"--format={line}")
 
 
 def list_nodes(settings: SlurmSettings) -> Command:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from isthmus.core.errors import SiteUnavailableError
 from isthmus.core.ids import NodeId
-from isthmus.platforms.slurm.commands import JOB_FIELDS, MARK, NODE_FIELDS, SEPARATOR
-from isthmus.platforms.slurm.records import NEVER_S, Job, License, NodeUse
+from isthmus.platforms.slurm.commands import JOB_FIELDS, MARK, NODE_FIELDS, QUEUE_FIELDS, SEPARATOR
+from isthmus.platforms.slurm.records import NEVER_S, Job, License, NodeUse, Waiting
 
 MULTIPLE = {"K": 2**10, "M": 2**20, "": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}  # of memory
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)([KMGTP]?)[cn]?")
@@ -33,6 +33,19 @@ class SlurmOutputError(SiteUnavailableError):
 def jobs(text: str) -> tuple[Job, ...]:
     """Of `commands.list_jobs`. Raises SlurmOutputError."""
     return tuple(_job(fields) for fields in _rows(text, len(JOB_FIELDS), f"{SEPARATOR}{MARK}\n"))
+
+
+def queue(text: str) -> tuple[Waiting, ...]:
+    """Of `commands.list_queue`. Raises SlurmOutputError."""
+    return tuple(
+        Waiting(
+            job=_number(job), partition=partition, reason=reason, nodes=_number(nodes), cores=_number(cores),
+            comment=comment,
+        )
+        for job, partition, reason, nodes, cores, comment in _rows(
+            text, len(QUEUE_FIELDS), f"{SEPARATOR}{MARK}\n"
+        )
+    )  # fmt: skip
 
 
 def nodes(text: str) -> tuple[NodeUse, ...]:

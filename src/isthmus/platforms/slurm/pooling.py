@@ -15,6 +15,10 @@ from typing import NamedTuple
 from isthmus.core.model import Resources
 from isthmus.core.settings import SlurmPoolSettings
 from isthmus.core.units import parse_bytes
+from isthmus.platforms.slurm.records import Waiting
+
+_NEXT = "Resources"  # the reason of the job that is to start next, once there is room
+_BEHIND = "Priority"  # and of one that waits for others to start first
 
 
 class Member(NamedTuple):
@@ -37,6 +41,13 @@ class Member(NamedTuple):
     is_left: bool = False
 
 
+class Claim(NamedTuple):
+    """Batch jobs that wait, and for how many allocations: for none while something else starts first."""
+
+    jobs: tuple[int, ...]
+    allocations: int
+
+
 class Plan(NamedTuple):
     """submit: so many more; leave: jobs to take no further lease; cancel: jobs."""
 
@@ -45,12 +56,28 @@ class Plan(NamedTuple):
     cancel: frozenset[int] = frozenset()
 
 
-def plan(pool: SlurmPoolSettings, members: Sequence[Member], more: int, claimed: int) -> Plan:
+def claim(pool: SlurmPoolSettings, partitions: frozenset[str], queue: Iterable[Waiting]) -> Claim | None:
+    """What is claimed of a pool by what waits in these partitions; in any, if none is named."""
+    batch = [
+        one
+        for one in queue
+        if one.is_batch
+        and one.reason in (_NEXT, _BEHIND)
+        and (not partitions or partitions & set(one.partition.split(",")))
+    ]
+    if not batch:
+        return None
+    first = [one for one in batch if one.reason == _NEXT]
+    allocations = sum(max(one.nodes, -(-one.cores // pool.cores)) for one in first)
+    return Claim(tuple(one.job for one in first or batch), allocations)
+
+
+def plan(pool: SlurmPoolSettings, members: Sequence[Member], more: int, claimed: int | None = None) -> Plan:
     """
     more      allocations for which there are requests that found no room
-    claimed   allocations that batch jobs wait for
+    claimed   allocations that batch jobs wait for, without those handed back just now; None: none waits
     """
-    if claimed:
+    if claimed is not None:
         return _yield(members, claimed)
     staying = [one for one in members if not one.is_leaving and one.left_s > pool.renew_s]
     old = [one for one in members if not one.is_leaving and one.left_s <= pool.renew_s]

@@ -21,64 +21,22 @@ import structlog
 from isthmus.core.api import PoolReport
 from isthmus.core.errors import SiteUnavailableError
 from isthmus.core.ids import AllocationId, NodeId
-from isthmus.core.model import POOL_PLATFORM, LeaseClass, Node, Resources
+from isthmus.core.model import LeaseClass, Node, Resources
 from isthmus.core.settings import SlurmPoolSettings, SlurmSettings
 from isthmus.platforms.bookings import Bookings
 from isthmus.platforms.platform import Allocation, AllocationState
 from isthmus.platforms.slurm import pooling, reasons
 from isthmus.platforms.slurm.client import RefusedError, SlurmClient
-from isthmus.platforms.slurm.pool_agents import PoolAgents, job_of, node_name
+from isthmus.platforms.slurm.pool_agents import PoolAgents, job_of
+from isthmus.platforms.slurm.pool_members import Member, as_node
 from isthmus.platforms.slurm.records import Job, new_job, pool_of
 from isthmus.platforms.slurm.watching import Reading, Watch, gone, settled
 
 RETRY_S = 30.0  # without a further submission after one that was refused, or whose agent did not come
+HANDED_BACK_S = 10.0  # what was handed back counts for so long: Slurm takes a while to start who waits
+JOBS_SHOWN_MAX = 3  # of those that wait
 SUBMITS_MAX = 8  # in one step: more would only queue up in slurmctld
 _log = structlog.get_logger("platforms.slurm")
-
-
-class _Member:
-    """One job of a pool. Times are `time.monotonic()` seconds.
-
-    is_claimed  batch jobs want it back, so its leases may not stay until they end by themselves
-    """
-
-    def __init__(self, pool: str, job: Job) -> None:
-        self.pool = pool
-        self.job = job
-        self.seen_at = self.idle_since = time.monotonic()
-        self.left_at = float("inf")
-        self.is_claimed = False
-        self.is_ready = False
-        self.arrival: asyncio.Task[None] | None = None
-
-    @property
-    def is_running(self) -> bool:
-        return bool(self.job.node) and reasons.allocation_state(self.job.state) == "running"
-
-    @property
-    def is_waiting(self) -> bool:
-        return reasons.allocation_state(self.job.state) == "pending"
-
-    @property
-    def is_leaving(self) -> bool:
-        return self.left_at < float("inf")
-
-    @property
-    def node(self) -> NodeId:
-        return node_name(self.job.node, self.pool, self.job.job)
-
-    def forget_agent(self) -> None:
-        """It is gone: Slurm ended the job, put it back into the queue, or gave it another node."""
-        self.is_ready = False
-        if self.arrival is not None:
-            self.arrival.cancel()
-            self.arrival = None
-
-    def begin_anew(self) -> None:
-        self.forget_agent()
-        self.is_claimed = False
-        self.left_at = float("inf")
-        self.idle_since = time.monotonic()
 
 
 class Pools:
@@ -100,12 +58,14 @@ class Pools:
         self._watch = watch
         self._joined = joined
         self._agents = agents
-        self._members: dict[int, _Member] = {}
+        self._members: dict[int, Member] = {}
         self._bookings = Bookings(())
         self._cold: list[Resources] = []
         self._waiting: tuple[Resources, ...] = ()
         self._outage = ""
         self._trouble: dict[str, str] = {}
+        self._claims: dict[str, str] = {}
+        self._handed_back: dict[str, list[float]] = {}
         self._retry_at: dict[str, float] = {}
         self._acted_at = 0.0
         self._needed = asyncio.Event()
@@ -119,7 +79,7 @@ class Pools:
         return any(not member.is_ready for member in self._members.values())
 
     def nodes(self) -> tuple[Node, ...]:
-        return tuple(_node(member) for member in self._members.values() if member.is_running)
+        return tuple(as_node(member) for member in self._members.values() if member.is_running)
 
     def states(self) -> dict[AllocationId, AllocationState]:
         """Of leases' allocations on its nodes."""
@@ -128,8 +88,7 @@ class Pools:
         for allocation in self._bookings.states():
             held = self._bookings.held(allocation)
             member = here.get(held.node) if held is not None else None
-            wanted_back = member is not None and member.is_claimed
-            states[allocation] = "ended" if member is None else "leaving" if wanted_back else "running"
+            states[allocation] = "ended" if member is None else "leaving" if member.claimed else "running"
         return states
 
     async def see(self, reading: Reading[Job]) -> None:
@@ -154,7 +113,7 @@ class Pools:
     def _take_in(self, pool: str, job: Job) -> None:
         member = self._members.get(job.job)
         if member is None:
-            member = self._members[job.job] = _Member(pool, job)
+            member = self._members[job.job] = Member(pool, job)
             _log.info("a pool has a job", pool=pool, job=job.job, state=job.state)
         before = member.job.node
         member.job = job
@@ -165,7 +124,7 @@ class Pools:
                 self._await_agent(member), name=f"platforms.slurm.arrival {job.job}"
             )
 
-    async def _await_agent(self, member: _Member) -> None:
+    async def _await_agent(self, member: Member) -> None:
         """Its agent has dialled in; or its job is cancelled, because it is of no use."""
         try:
             async with asyncio.timeout(self._settings.agent_start_s):
@@ -229,8 +188,8 @@ class Pools:
         resources = held.resources if held is not None else Resources()
         found = Allocation(allocation=allocation, node=node, state="running", resources=resources)
         member = self._members.get(number)
-        if member is not None and member.is_claimed:
-            return msgspec.structs.replace(found, state="leaving", detail=self._trouble.get(member.pool, ""))
+        if member is not None and member.claimed:
+            return msgspec.structs.replace(found, state="leaving", detail=member.claimed)
         state, reason = await settled(self._client, number)
         member = self._members.get(number)
         has_moved = member is not None and member.is_running and member.node != node
@@ -277,7 +236,7 @@ class Pools:
             words=tuple(self._words(name, members)),
         )
 
-    def _words(self, name: str, members: list[_Member]) -> list[str]:
+    def _words(self, name: str, members: list[Member]) -> list[str]:
         """Why it is not larger, or what is about to change."""
         words = [
             f"job {one.job.job} waits: {reasons.why_pending(one.job.reason)}"
@@ -287,7 +246,8 @@ class Pools:
         starting = [one for one in members if one.is_running and not one.is_ready]
         words += [f"the agent of job {one.job.job} is starting on {one.job.node}" for one in starting]
         words += [f"job {one.job.job} on {one.job.node} is about to go" for one in members if one.is_leaving]
-        return words + [why for why in (self._trouble.get(name), self._outage) if why]
+        more = self._claims.get(name), self._trouble.get(name), self._outage
+        return words + [why for why in more if why]
 
     # the loop -----------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -312,13 +272,38 @@ class Pools:
     async def _step(self) -> None:
         await self.see(await self._watch.jobs(self._acted_at))
         wanted, self._cold = [*self._waiting, *self._cold], []
+        claims = await self._ask_for_claims()
         for name, pool in self._settings.pools.items():
             more = pooling.allocations_for(pool, wanted)
             wanted = [one for one in wanted if not pooling.fits(pool, one)]
-            await self._carry_out(name, pooling.plan(pool, self._described(name), more, 0))
+            claimed = self._claimed(name, claims.get(name))
+            await self._carry_out(name, pooling.plan(pool, self._described(name), more, claimed))
         for member in list(self._members.values()):
             if member.pool not in self._settings.pools:  # of a pool that the settings do not name any more
                 await self._cancel(member)
+
+    async def _ask_for_claims(self) -> dict[str, pooling.Claim]:
+        """Of batch jobs, on pools that promise to go when some wait."""
+        giving = {name: pool for name, pool in self._settings.pools.items() if pool.contract == "drain"}
+        queue = await self._client.queue() if giving else ()
+        claims: dict[str, pooling.Claim] = {}
+        for name, pool in giving.items():
+            own = self._agents.request(name, pool).partition(self._settings)
+            found = pooling.claim(pool, frozenset({own, self._settings.partition} - {""}), queue)
+            if found is not None:
+                claims[name] = found
+        return claims
+
+    def _claimed(self, name: str, claim: pooling.Claim | None) -> int | None:
+        """Allocations to hand back yet."""
+        if claim is None:
+            self._claims.pop(name, None)
+            return None
+        jobs = ", ".join(map(str, claim.jobs[:JOBS_SHOWN_MAX]))
+        self._claims[name] = f"batch jobs come first, and some wait ({jobs})"
+        since = time.monotonic() - HANDED_BACK_S
+        recent = self._handed_back[name] = [at for at in self._handed_back.get(name, []) if at > since]
+        return max(0, claim.allocations - len(recent))
 
     def _described(self, name: str) -> list[pooling.Member]:
         now, now_s = time.monotonic(), time.time()
@@ -351,8 +336,12 @@ class Pools:
     async def _carry_out(self, name: str, plan: pooling.Plan) -> None:
         for number in plan.leave:
             self._members[number].left_at = time.monotonic()
+            self._members[number].claimed = self._claims.get(name, "")
         for number in plan.cancel:
-            await self._cancel(self._members[number])
+            member = self._members[number]
+            if member.claimed and member.is_running:
+                self._handed_back.setdefault(name, []).append(time.monotonic())
+            await self._cancel(member)
         for _ in range(min(plan.submit, SUBMITS_MAX)):
             if time.monotonic() >= self._retry_at.get(name, 0.0):
                 await self._submit(name)
@@ -368,7 +357,7 @@ class Pools:
         finally:
             self._acted_at = time.monotonic()
 
-    async def _cancel(self, member: _Member) -> None:
+    async def _cancel(self, member: Member) -> None:
         await self._client.cancel(member.job.job)
         self._acted_at = time.monotonic()
         member.left_at = min(member.left_at, self._acted_at)
@@ -392,15 +381,3 @@ class Pools:
         except SiteUnavailableError as error:
             _log.error("jobs of pools may be left in Slurm's queue", why=str(error))
         await asyncio.gather(*self._removing, return_exceptions=True)
-
-
-def _node(member: _Member) -> Node:
-    job = member.job
-    return Node(
-        node=member.node,
-        platform=POOL_PLATFORM,
-        cores=job.cores,
-        memory_bytes=job.memory_bytes,
-        labels={"pool": member.pool, "node": job.node, "job": str(job.job)},
-        draining=member.is_leaving,
-    )

@@ -14,7 +14,7 @@ from isthmus.core.settings import SlurmPoolSettings, SlurmSettings
 from isthmus.core.units import parse_bytes
 
 NEVER_S = float("inf")
-_POOL = "isthmus-pool"  # how the comment of a job that stands ready begins
+_LEASE, _POOL = "isthmus", "isthmus-pool"  # how the comment of a job for a lease, or for a pool, begins
 GONE = "GONE"  # the state of a job that Slurm says it does not know
 
 
@@ -30,6 +30,22 @@ class Job(Record, frozen=True):
     ends_s: float
     comment: str
     licenses: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Waiting(Record, frozen=True):
+    """A job that waits in the queue, whoever's it is."""
+
+    job: int
+    partition: str
+    reason: str
+    nodes: int
+    cores: int
+    comment: str
+
+    @property
+    def is_batch(self) -> bool:
+        """It is of no site of isthmus."""
+        return not self.comment.startswith((f"{_LEASE}:", f"{_POOL}:"))
 
 
 def new_job(number: int) -> Job:
@@ -102,7 +118,7 @@ class JobRequest(Record, frozen=True):
     @property
     def comment(self) -> str:
         """How a job says whose it is; the site finds it again by this after a restart."""
-        return f"isthmus:{self.site}:{self.allocation}"
+        return f"{_LEASE}:{self.site}:{self.allocation}"
 
     @property
     def memory_mib(self) -> int:
@@ -176,7 +192,7 @@ def minutes(settings: SlurmSettings) -> int:
 
 def allocation_of(job: Job, site: str) -> AllocationId | None:
     """The allocation that a job of this site stands for."""
-    allocation = _named("isthmus", job, site)
+    allocation = _named(_LEASE, job, site)
     return AllocationId(allocation) if allocation else None
 
 

@@ -28,6 +28,7 @@ from isthmus.platforms.slurm.records import (
     License,
     NodeUse,
     PoolRequest,
+    Waiting,
     job_name,
 )
 from isthmus.platforms.slurm.running import CONCURRENCY_MAX
@@ -86,6 +87,9 @@ class RestClient:
             if job.job in self._batches and reasons.allocation_state(job.state) == "ended":
                 self._end_batch(job.job)
         return found
+
+    async def queue(self) -> tuple[Waiting, ...]:
+        return rest_shapes.queue(await self._slurm("GET", "jobs"))
 
     async def nodes(self) -> tuple[NodeUse, ...]:
         wanted = {self._settings.partition, self._settings.elastic_partition} - {""}

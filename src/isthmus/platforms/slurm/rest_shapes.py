@@ -22,6 +22,7 @@ from isthmus.platforms.slurm.records import (
     License,
     NodeUse,
     PoolRequest,
+    Waiting,
     minutes,
 )
 
@@ -171,6 +172,22 @@ def is_refusal(numbers: Iterable[int]) -> bool:
 def jobs(answer: Any, user: str) -> tuple[Job, ...]:
     """Of this user."""
     return tuple(_job(row) for row in _list(answer, "jobs") if row.get("user_name") == user)
+
+
+def queue(answer: Any) -> tuple[Waiting, ...]:
+    """What waits, whoever's it is."""
+    return tuple(
+        Waiting(
+            job=_number(row.get("job_id")),
+            partition=str(row.get("partition") or ""),
+            reason=str(row.get("state_reason") or "None"),
+            nodes=_number(row.get("node_count"), 1),
+            cores=_number(row.get("cpus"), 0),
+            comment=str(row.get("comment") or ""),
+        )
+        for row in _list(answer, "jobs")
+        if _job_state(row) == "PENDING"
+    )
 
 
 def job_state(answer: Any) -> tuple[str, str]:
