@@ -3,6 +3,7 @@ pytest.
 """
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -185,3 +186,17 @@ def sum_in_parallel(count: int) -> int:
     from joblib import Parallel, delayed
 
     return sum(Parallel(n_jobs=2)(delayed(square)(number) for number in range(count)))
+
+
+@isthmus.function(isthmus.Resources(memory="256MiB", cache="64MiB"))
+def fill_cache(size_bytes: int) -> tuple[str, int]:
+    """Where the cache is, and how much of it could be written."""
+    directory = Path(os.environ["ISTHMUS_CACHE"])
+    with (directory / "filling").open("wb", buffering=0) as file:
+        try:
+            for _ in range(size_bytes // 2**20):
+                file.write(bytes(2**20))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+        return str(directory), file.tell()

@@ -168,6 +168,7 @@ def test_bandwidth_that_nothing_holds_is_leased_and_says_accounted_only(isthmus,
         assert refused["outcome"] == "wait"
         assert "6 Gbit/s of bandwidth" in refused["words"][0]
         client.delete(f"/v1/leases/{grant['lease']}")
+    assert "of bandwidth x s" in isthmus("usage").words
     too_much = as_json("policy", "dry-run", "--bandwidth", "20Gbit/s")["words"][0]
     assert "no node has 20 Gbit/s of bandwidth (most: 10 Gbit/s on" in too_much
     assert as_json("tenant", "quota", "net", "--bandwidth", "1Gbit/s")["bandwidth"] == "1Gbit/s"

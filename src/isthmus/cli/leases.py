@@ -162,9 +162,10 @@ def usage(state: State = None, as_json: Json = False) -> None:
 
 
 def _further(row: dict[str, Any]) -> str:
+    """`7200 'matlab' licences x s`"""
     from isthmus.core import kinds
 
     held = row["amount_s"].items()
     return (
-        ", ".join(f"{kinds.number(kind, amount_s)} s of {kinds.noun(kind)}" for kind, amount_s in held) or "-"
+        ", ".join(f"{kinds.number(kind, amount_s)} {kinds.noun(kind)} x s" for kind, amount_s in held) or "-"
     )

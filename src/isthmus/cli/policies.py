@@ -82,6 +82,7 @@ def dry_run(
     memory: Annotated[str, typer.Option(help="Memory asked for.")] = "1GiB",
     gpus: Annotated[int, typer.Option(help="GPUs asked for.")] = 0,
     bandwidth: Annotated[str, typer.Option(help="Bandwidth asked for, like 2Gbit/s.")] = "0",
+    cache: Annotated[str, typer.Option(help="Cache on the node's disk asked for, like 200GiB.")] = "0",
     license: Annotated[
         list[str] | None, typer.Option(help="Licences asked for, like matlab=2; repeat for others.")
     ] = None,
@@ -108,6 +109,7 @@ def dry_run(
             "memory": memory,
             "gpus": gpus,
             "bandwidth": bandwidth,
+            "cache": cache,
             "licenses": parse_counts(license or []),
         },
         "lease_class": lease_class,

@@ -52,6 +52,9 @@ def quota(
     bandwidth: Annotated[
         str | None, typer.Option(help="Bandwidth at once, over all nodes, like 20Gbit/s; 0: no limit.")
     ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Cache at once, over all nodes, like 2TiB; 0: no limit.")
+    ] = None,
     license: Annotated[
         list[str] | None,
         typer.Option(help="Licences at once, like matlab=2; 0: no limit. Repeat for others."),
@@ -81,6 +84,7 @@ def quota(
         "core_hours": core_hours,
         "window_h": window_h,
         "bandwidth": bandwidth,
+        "cache": cache,
     }
     if license:
         named = parse_counts(license)
@@ -91,6 +95,7 @@ def quota(
     if changes:
         document = site.put("tenants", name, body={**document, **changes})
     memory_bytes, rate = document["memory_bytes"], parse_rate(document["bandwidth"])
+    cache_bytes = parse_bytes(document["cache"])
     show_fields(
         document,
         as_json,
@@ -100,6 +105,7 @@ def quota(
             ("gpus", document["gpus"] or "no limit"),
             ("leases", document["leases"] or "no limit"),
             ("bandwidth", format_rate(rate) if rate else "no limit"),
+            ("cache", format_bytes(cache_bytes) if cache_bytes else "no limit"),
             ("licences", ", ".join(f"{k}={v}" for k, v in document["licenses"].items()) or "no limit"),
             ("core-hours", _budget(document["core_hours"], document["window_h"])),
         ],

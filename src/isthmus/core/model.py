@@ -34,6 +34,7 @@ class Resources(Asked, frozen=True):
 
     and of further kinds (`kinds.Asked`), by name:
     bandwidth  bits per second that leave the node, as text like "2Gbit/s" or as an int
+    cache      bytes on the node's own disk, as text like "200GiB" or as an int
     licenses   {name: how many}, site-wide
     """
 
@@ -121,7 +122,8 @@ class Enforcement(Record, frozen=True):
     """What really holds each limit of a lease. `accounted-only` means: measured, not enforced.
 
     amounts  of the further kinds that a lease holds, or a node has; `tc-htb`: the kernel's shaper holds what
-             leaves by one interface; `slurm`: Slurm counts them for all of its jobs
+             leaves by one interface; `loop-mount`: a file system of that size; `slurm`: Slurm counts them for
+             all of its jobs
     """
 
     cores: Literal["cpuset", "cpu-quota", "affinity", "accounted-only"] = "accounted-only"

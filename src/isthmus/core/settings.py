@@ -92,6 +92,13 @@ class NodeSettings(Section, frozen=True):
     """Where bandwidth is held to what was asked for, like "eth0". Needs root; tc's HTB becomes its root
     queue, with one lock for all of its traffic. Empty: bandwidth is accounted-only."""
 
+    cache: str = ""
+    """Of each node's own disk what leases may hold as cache, like "2TiB". Empty: none."""
+
+    cache_path: str = ""
+    """Directory on that disk. Each lease with cache gets one in it: a file system of its size where the agent
+    may mount one (root); else its size is accounted-only."""
+
     isolation: Annotated[str, Meta(pattern="^(auto|cgroup-v2|cgroup-v1|systemd|none)$")] = "auto"
     """`auto` takes the strongest that works here and says which; another is used or refused at start."""
 
@@ -115,12 +122,14 @@ class NodeSettings(Section, frozen=True):
     """Where executors listen. Empty: a Unix socket in the state directory. "tcp://0.0.0.0:0": any network."""
 
     def __post_init__(self) -> None:
-        check({}, self.bandwidth)
+        check({}, self.bandwidth, self.cache)
+        if self.cache and not self.cache_path:
+            raise ValueError("cache needs cache_path, a directory on the node's own disk")
 
     @property
     def amounts(self) -> dict[str, int]:
         """Of further kinds, what a node has for leases."""
-        return amounts({}, self.bandwidth)
+        return amounts({}, self.bandwidth, self.cache)
 
 
 class GatewaySettings(Section, frozen=True):

@@ -40,7 +40,7 @@ from isthmus.node.connection import Connection
 from isthmus.node.environments import Environments
 from isthmus.node.harvesting import Harvesting
 from isthmus.node.hosting import Host, enforced
-from isthmus.node.isolation import choose, shaped, state_tag
+from isthmus.node.isolation import cached, choose, shaped, state_tag
 from isthmus.node.launching import rest_url
 from isthmus.node.leases import Allotments, Capacity
 from isthmus.node.lending import JOINED_FILE, LOCK_FILE
@@ -85,11 +85,13 @@ class Agent:
         self._state = state
         self._records = Records(state)
         isolation, why = choose(settings.isolation, state_tag(state))
-        unshaped = ""
+        unshaped = unsized = ""
         if settings.bandwidth and lent is None:
             isolation, unshaped = shaped(isolation, settings.interface, state_tag(state))
+        if settings.cache and lent is None:
+            isolation, unsized = cached(isolation, Path(settings.cache_path), state)
         self._isolation = isolation
-        self._why_no_stronger = "; ".join(filter(None, (why, unshaped)))
+        self._why_no_stronger = "; ".join(filter(None, (why, unshaped, unsized)))
         self._lent = lent
         self._capacity = capacity(settings, guest) if lent is None else lent_capacity(lent)
         self._reports: deque[AnyMessage] = deque(maxlen=REPORTS_MAX)

@@ -69,6 +69,7 @@ class Assignment(Packet, frozen=True):
     listen        the address to accept clients at
     site          URL for nested calls
     sys_path      the caller's import directories, before the interpreter's own or after them
+    cache         path of a directory of the lease's own, if it holds cache
     is_harvested  it ends with its zygote, and so with the agent, who alone keeps it off its owner's cores
     """
 
@@ -86,6 +87,7 @@ class Assignment(Packet, frozen=True):
     cores: int
     spin_s: float
     is_harvested: bool = False
+    cache: str = ""
 
 
 class Ready(Packet, frozen=True):

@@ -104,6 +104,8 @@ def _occupy(assignment: Assignment) -> Page:
     os.environ["ISTHMUS_LEASE"] = assignment.lease
     os.environ["ISTHMUS_LEASE_TOKEN"] = fencing.nested_token(assignment)
     os.environ["OMP_NUM_THREADS"] = str(assignment.cores)
+    if assignment.cache:
+        os.environ["ISTHMUS_CACHE"] = assignment.cache
     page = Page(Path(assignment.page))
     page[START_TICKS] = start_ticks(os.getpid())
     page[PID] = os.getpid()

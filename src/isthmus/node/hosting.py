@@ -34,7 +34,7 @@ from isthmus.core.settings import NodeSettings
 from isthmus.node.assignments import Assignment, Exited
 from isthmus.node.environments import Environments, shared
 from isthmus.node.idling import make_idle
-from isthmus.node.isolation import Isolation, Share
+from isthmus.node.isolation import Isolation, Share, cache_of, state_tag
 from isthmus.node.leases import Allotments, end_ns
 from isthmus.node.logs import Chunk, Log
 from isthmus.node.messages import AnyMessage, ExecutorEnded, LeaseEnded, LeaseReport, RunningLease, StartLease
@@ -383,7 +383,13 @@ class Host:
             listen=self._settings.listen or f"unix:{self._socket_path(hosted, executor)}", site=self._site,
             sys_path=record.environment.sys_path, sys_path_first=not record.environment.requirements,
             cores=record.resources.cores, spin_s=spin_s, is_harvested=record.is_harvested,
+            cache=self._cache(record),
         )  # fmt: skip
+
+    def _cache(self, record: LeaseRecord) -> str:
+        if "cache" not in record.resources.amounts:
+            return ""
+        return str(cache_of(record.lease, Path(self._settings.cache_path), state_tag(self._records.state)))
 
     def _socket_path(self, hosted: Hosted, executor: ExecutorId) -> Path:
         """In the lease's directory, or in a shorter one when that path is too long for a socket."""

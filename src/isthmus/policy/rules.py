@@ -13,7 +13,7 @@ What each action does, and its parameters:
              nothing matching means allowed. preempt = true lets a reserved request push elastic leases out.
     deny     the request (or the node) is refused with the message.
     prefer   adds `weight` (-100..100, default 1) to the score of each node it matches; all that match count.
-    cap      limits what may be held at once: cores, memory, gpus, leases, bandwidth, licenses =
+    cap      limits what may be held at once: cores, memory, gpus, leases, bandwidth, cache, licenses =
              { matlab = 2 }; per = "tenant" (default), "pool" or "site"; or the core_hours that a tenant may
              use within any window_h hours. All that match count, so the tightest wins. May not mention
              `node`.
@@ -84,16 +84,18 @@ class Cap(_Spec, frozen=True, tag="cap"):
     core_hours: Annotated[float, Meta(ge=0)] = 0.0
     window_h: Annotated[int, Meta(ge=1, le=WINDOW_H_MAX)] = 24
     bandwidth: str | int = 0
+    cache: str | int = 0
     licenses: Licenses = {}
     per: Literal["tenant", "pool", "site"] = "tenant"
     may_read: ClassVar[frozenset[str]] = _OF_REQUESTS
 
     def __post_init__(self) -> None:
-        kinds.check(self.licenses, self.bandwidth)
+        kinds.check(self.licenses, self.bandwidth, self.cache)
         capped = self.cores, self.memory, self.gpus, self.leases, self.core_hours
-        if not any((*capped, self.bandwidth, self.licenses)):
+        if not any((*capped, self.bandwidth, self.cache, self.licenses)):
             raise ValueError(
-                "a cap needs at least one of cores, memory, gpus, leases, bandwidth, licenses, core_hours"
+                "a cap needs at least one of cores, memory, gpus, leases, bandwidth, cache, licenses, "
+                "core_hours"
             )
         if self.core_hours and self.per != "tenant":
             raise ValueError(f'core_hours are counted per tenant, not per = "{self.per}"')
@@ -105,7 +107,7 @@ class Cap(_Spec, frozen=True, tag="cap"):
 
     @property
     def amounts(self) -> dict[str, int]:
-        return kinds.amounts(self.licenses, self.bandwidth)
+        return kinds.amounts(self.licenses, self.bandwidth, self.cache)
 
 
 class Reclass(_Spec, frozen=True, tag="class"):

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from isthmus.core.errors import SettingsError
+from isthmus.node.isolation.caching import Cached, cache_of
 from isthmus.node.isolation.cgroup_v1 import CgroupV1
 from isthmus.node.isolation.cgroup_v2 import CgroupV2
 from isthmus.node.isolation.isolation import Consumption, Isolation, Share, reserve_name
@@ -13,8 +14,8 @@ from isthmus.node.isolation.shaping import Shaped
 from isthmus.node.isolation.systemd import SystemdScope
 
 __all__ = [
-    "CgroupV1", "CgroupV2", "Consumption", "Isolation", "Rlimits", "Shaped", "Share", "SystemdScope",
-    "choose", "reserve_name", "shaped", "state_tag",
+    "Cached", "CgroupV1", "CgroupV2", "Consumption", "Isolation", "Rlimits", "Shaped", "Share",
+    "SystemdScope", "cache_of", "cached", "choose", "reserve_name", "shaped", "state_tag",
 ]  # fmt: skip
 
 _STRONGEST_FIRST = (CgroupV2, CgroupV1, SystemdScope, Rlimits)
@@ -45,6 +46,16 @@ def shaped(isolation: Isolation, interface: str, tag: str) -> tuple[Isolation, s
     both = Shaped(isolation, interface, tag)
     reason = both.probe()
     return (isolation, f"bandwidth: {reason}") if reason else (both, "")
+
+
+def cached(isolation: Isolation, path: Path, state: Path) -> tuple[Isolation, str]:
+    """The same with a directory for each lease that holds cache, and why its size is not limited.
+
+    Raises SettingsError where nothing can be kept in `path`.
+    """
+    both = Cached(isolation, path, state, state_tag(state))
+    reason = both.probe()
+    return both, f"cache: {reason}" if reason else ""
 
 
 def state_tag(state: Path) -> str:

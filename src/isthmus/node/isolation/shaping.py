@@ -24,7 +24,8 @@ import msgspec
 from isthmus.core.ids import LeaseId
 from isthmus.core.model import Enforcement
 from isthmus.node.isolation import cgroup_filters, groups
-from isthmus.node.isolation.isolation import GROUP_PREFIX, Consumption, Isolation, Share
+from isthmus.node.isolation.isolation import GROUP_PREFIX, Isolation, Share
+from isthmus.node.isolation.layers import Layer
 
 KIND = "bandwidth"
 HANDLE = 0x1575  # of our root; 0 is the kernel's own
@@ -35,21 +36,17 @@ _ROOT = re.compile(r"qdisc (\S+) ([0-9a-f]+): root")
 _FILTER = re.compile(r"pref (\d+) bpf .*\bflowid [0-9a-f]+:[0-9a-f]+ (\S+)")
 
 
-class Shaped:
+class Shaped(Layer):
     """An isolation that also holds leases to their bandwidth; everything else is the inner one's."""
 
     def __init__(self, inner: Isolation, interface: str, tag: str) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._interface = interface
         self._device = ("dev", interface)
         self._prefix = f"{GROUP_PREFIX}{tag}-"
         self._own: Path | None = None  # where groups of ours are, when the inner has none of version 2
         self._shaped: dict[LeaseId, int] = {}  # their classes' numbers
         self._lock = threading.Lock()  # creating and destroying run in threads
-
-    @property
-    def mechanism(self) -> str:
-        return self._inner.mechanism
 
     @property
     def enforcement(self) -> Enforcement:
@@ -82,9 +79,6 @@ class Shaped:
             return f"not permitted: {error}"
         return ""
 
-    def reserve(self, pid: int) -> None:
-        self._inner.reserve(pid)
-
     def create(self, lease: LeaseId, share: Share, reserved: int = 0) -> Enforcement:
         enforcement = self._inner.create(lease, share, reserved)
         rate = dict(share.amounts).get(KIND, 0)
@@ -99,21 +93,6 @@ class Shaped:
         self._inner.attach(lease, pid)
         if self._inner.group(lease) is None and self._group(lease).exists():
             groups.write(self._group(lease) / "cgroup.procs", pid)
-
-    def group(self, lease: LeaseId) -> Path | None:
-        return self._inner.group(lease)
-
-    def consumption(self, lease: LeaseId) -> Consumption:
-        return self._inner.consumption(lease)
-
-    def oom_kills(self, lease: LeaseId) -> int:
-        return self._inner.oom_kills(lease)
-
-    def freeze(self, lease: LeaseId) -> None:
-        self._inner.freeze(lease)
-
-    def thaw(self, lease: LeaseId) -> None:
-        self._inner.thaw(lease)
 
     def destroy(self, lease: LeaseId) -> None:
         self._inner.destroy(lease)

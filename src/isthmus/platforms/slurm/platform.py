@@ -383,7 +383,7 @@ class SlurmPlatform:
         """The agent, with a state directory of its own: several nodes may share a file system."""
         settings = msgspec.structs.replace(
             self._node_settings, cores=resources.cores, memory=f"{resources.memory_bytes}",
-            bandwidth=str(resources.bandwidth or ""),
+            bandwidth=str(resources.bandwidth or ""), cache=str(resources.cache or ""),
         )  # fmt: skip
         words = (
             self._settings.python or sys.executable, "-m", "isthmus.node.agent", "--site", self._agent_url,

@@ -54,7 +54,9 @@ class PoolAgents(Record, frozen=True):
         )
 
     def _environ(self, shape: SlurmPoolSettings) -> Mapping[str, str]:
-        settings = msgspec.structs.replace(self.node_settings, cores=shape.cores, memory=shape.memory)
+        settings = msgspec.structs.replace(
+            self.node_settings, cores=shape.cores, memory=shape.memory, bandwidth="", cache=""
+        )
         return secrets(self.join_key, settings)
 
 
