@@ -199,15 +199,26 @@ def decode_array(body: Buffer, region: Region) -> "numpy.ndarray[Any, Any]":
 
 
 def decode_tree(body: Buffer, region: Region) -> Any:
-    def hook(code: int, data: memoryview) -> object:
-        if code == _EXT_TUPLE:
-            return tuple(_items(msgspec.msgpack.decode(data, ext_hook=hook)))
-        return _block(code, _items(_decode(data)), region)
-
     try:
-        return msgspec.msgpack.decode(body, ext_hook=hook)
+        return msgspec.msgpack.decode(body, ext_hook=_Hook(region))
     except _BAD_BYTES as error:
         raise CodecError(f"not an encoded value: {error}") from error
+
+
+class _Hook:
+    """What msgpack's extension types stand for. No closure: one that names itself keeps its region, all that
+    came with the frame, until the garbage collector comes by.
+    """
+
+    __slots__ = ("_region",)
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+
+    def __call__(self, code: int, data: memoryview) -> object:
+        if code == _EXT_TUPLE:
+            return tuple(_items(msgspec.msgpack.decode(data, ext_hook=self)))
+        return _block(code, _items(_decode(data)), self._region)
 
 
 def _items(value: object) -> list[Any]:

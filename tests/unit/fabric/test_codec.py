@@ -2,8 +2,10 @@
 
 import collections
 import enum
+import gc
 import math
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -125,6 +127,42 @@ def test_large_arrays_and_bytes_are_not_copied() -> None:
     decoded = codec.decode_value(encoded.meta, data)
     assert np.shares_memory(decoded, np.frombuffer(data, "u1"))
     assert decoded.flags.writeable
+
+
+class Payload(bytearray):
+    """Data that can tell when nobody has it any more."""
+
+
+class Holder:
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.zeros(9000, "u1"),
+        ("put", 3, np.zeros(9000, "u1")),
+        [{"a": np.zeros(9000, "u1")}, b"x" * 9000],
+        memoryview(bytes(9000)),
+        Holder(np.zeros(9000, "u1")),
+    ],
+)
+def test_received_data_goes_with_the_last_value_that_uses_it(value: Any) -> None:
+    """Not when the garbage collector next comes by: large arguments would pile up until then."""
+    encoded = codec.encode_value(value)
+    data = Payload(codec.join(encoded.data))
+    gone = weakref.ref(data)
+    gc.disable()
+    try:
+        decoded = codec.decode_value(encoded.meta, memoryview(data))
+        del data
+        assert type(decoded) is type(value)
+        assert gone() is not None
+        del decoded
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_memoryviews_keep_format_and_shape() -> None:
