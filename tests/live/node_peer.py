@@ -80,7 +80,8 @@ class Site:
         self.wait(lambda: self._connection is not None)
         number = next(self._numbers)
         assert self._connection is not None
-        self._connection.send(messages.encode(kind(number=number, **fields)))
+        now = {"now_s": time.time()} if "deadline_s" in fields else {}
+        self._connection.send(messages.encode(kind(number=number, **now, **fields)))
         self.wait(lambda: number in self._answers)
         return self._answers[number]
 
@@ -152,7 +153,7 @@ class Agent:
 
     def __init__(self, site: Site, state: Path, parent: int | None = None, **settings: Any) -> None:
         settings = {"meter_s": 0.1, **settings}
-        environ = dict(os.environ, ISTHMUS_JOIN_KEY=site.join_key.hex())
+        environ = dict(os.environ, ISTHMUS_AGENT_KEY=site.join_key.hex())
         environ["ISTHMUS_AGENT_SETTINGS"] = msgspec.json.encode(settings).decode()
         command = [sys.executable, "-m", "isthmus.node.agent", "--site", site.url, "--node", NODE]
         command += ["--state", str(state), "--cache", str(state / "cache")]

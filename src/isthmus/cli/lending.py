@@ -52,7 +52,7 @@ def lend(
     site = discovery.announced_site(directory)
     if site is None:
         raise Failure(f"no site of yours runs in {directory}; `isthmus up` starts one", EXIT_NOT_RUNNING)
-    environ = lending.environment(os.environ, _join_key(directory), loaded.node)
+    environ = lending.environment(os.environ, _join_key(directory), lent, loaded.node)
     agent_state = lending.make_state(lent)
     command = lending.command(lent, site.url, agent_state, 0 if stay else os.getppid())
     if stay:

@@ -31,6 +31,11 @@ def lease_key(site_key: bytes, lease: LeaseId) -> bytes:
     return hmac.digest(site_key, b"isthmus-lease-key-1:" + lease.encode(), hashlib.sha256)
 
 
+def agent_key(join_key: bytes, holder: str) -> bytes:
+    """What an agent proves to hold, so that none can speak for another: of an agent's name, or a pool's."""
+    return hmac.digest(join_key, b"isthmus-agent-key-1:" + holder.encode(), hashlib.sha256)
+
+
 def sign(claims: Claims, key: bytes) -> str:
     body = msgspec.msgpack.encode(claims)
     return f"{_to_text(body)}.{_to_text(hmac.digest(key, body, hashlib.sha256))}"

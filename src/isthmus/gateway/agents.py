@@ -18,10 +18,20 @@ import msgspec
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from isthmus.core import errors
+from isthmus.core import errors, tokens
 from isthmus.core.ids import NodeId
 from isthmus.node import messages
-from isthmus.node.messages import AgentHello, Done, ExecutorEnded, Failed, Heartbeat, LeaseEnded, Order
+from isthmus.node.launching import key_holder
+from isthmus.node.messages import (
+    DISMISSED,
+    AgentHello,
+    Done,
+    ExecutorEnded,
+    Failed,
+    Heartbeat,
+    LeaseEnded,
+    Order,
+)
 from isthmus.telemetry import metrics
 
 HELLO_TIMEOUT_S = 5.0
@@ -136,6 +146,12 @@ class AgentHub:
             self._strangers.pop(id(websocket), None)
         await self._serve_agent(websocket, hello, listener)
 
+    async def dismiss(self, node: NodeId) -> None:
+        """Have the agent of an allocation that is over end itself."""
+        connection = self._connections.get(node)
+        if connection is not None:
+            await _hang_up(connection.websocket, DISMISSED)
+
     async def close(self) -> None:
         for connection in list(self._connections.values()):
             await _hang_up(connection.websocket, 1001)
@@ -147,10 +163,11 @@ class AgentHub:
             hello = _read(await websocket.receive(), HELLO_BYTES_MAX)
         if not isinstance(hello, AgentHello):
             raise _Stranger(f"said {type(hello).__name__} before AgentHello")
-        proof = hmac.digest(self._join_key, b"agent" + nonce + hello.nonce, hashlib.sha256)
+        key = tokens.agent_key(self._join_key, key_holder(hello.node))
+        proof = hmac.digest(key, b"agent" + nonce + hello.nonce, hashlib.sha256)
         if not hmac.compare_digest(proof, hello.proof):
-            raise _Stranger("does not hold this site's join key")
-        answer = hmac.digest(self._join_key, b"site" + hello.nonce + nonce, hashlib.sha256)
+            raise _Stranger(f"does not hold the key of agent {hello.node!r}")
+        answer = hmac.digest(key, b"site" + hello.nonce + nonce, hashlib.sha256)
         await websocket.send_bytes(messages.encode(messages.SiteHello(proof=answer, orphan_s=self._orphan_s)))
         return hello
 
@@ -189,6 +206,9 @@ class AgentHub:
                 self._arrivals.pop(connection.node).set()
             while True:
                 await listener.agent_report(connection.node, await connection.reports.get())
+        except errors.NotFoundError as error:
+            _log.warning("agent dismissed", node=connection.node, why=str(error))
+            await _hang_up(connection.websocket, DISMISSED)
         except Exception:  # a task boundary: the agent is cut off and repeats its reports when it is back
             _log.exception("report failed", node=connection.node)
             await _hang_up(connection.websocket, 1011)

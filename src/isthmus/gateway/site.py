@@ -187,7 +187,7 @@ def _platform(
 ) -> Platform:
     if settings.platform == "slurm":
         client = open_client(settings.slurm, site_url)
-        return SlurmPlatform(settings, options.state, site_url, join_key, hub.joined, client)
+        return SlurmPlatform(settings, options.state, site_url, join_key, hub.joined, hub.dismiss, client)
     capacity.check(settings.node)
     # An embedded site's agent ends with the client, not with the site: open leases survive the site's death.
     return LocalPlatform(settings, options.state, site_url, join_key, options.parent, options.ephemeral)

@@ -185,7 +185,7 @@ class Acting:
         while held.lease.deadline_s != told_s and not held.is_over and held.lease.orders_to:
             told_s = held.lease.deadline_s
             self.extend_fence(held)
-            order = RenewLease(number=0, lease=held.lease.lease, deadline_s=told_s)
+            order = RenewLease(number=0, lease=held.lease.lease, now_s=self._clock.now(), deadline_s=told_s)
             try:
                 await self._control.order(held.lease.orders_to, order)
             except NotFoundError:

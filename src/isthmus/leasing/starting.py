@@ -87,6 +87,7 @@ class Starting:
             lease_class=lease.lease_class,
             environment=lease.environment,
             lease_key=tokens.lease_key(self._site_key, lease.lease),
+            now_s=self._clock.now(),
             deadline_s=lease.deadline_s,
         )
 

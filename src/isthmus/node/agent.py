@@ -7,7 +7,7 @@
 With `--name` it is the guest of a batch job and serves that one allocation, whose name it has: SIGTERM then
 means that the batch system takes everything back. With `--lend-cores` it runs inside somebody's batch job and
 offers what that job leaves idle, as a node of its own, to harvested leases only.
-The join key comes in ISTHMUS_JOIN_KEY (hex), settings in ISTHMUS_AGENT_SETTINGS (JSON NodeSettings); both are
+Its key comes in ISTHMUS_AGENT_KEY (hex), settings in ISTHMUS_AGENT_SETTINGS (JSON NodeSettings); both are
 removed from the environment at once. Killed, it leaves its executors running; started again with the same
 state directory, it adopts them. SIGTERM and the parent's death end everything.
 Not here: leases (`hosting.py`), the line to the site (`connection.py`).
@@ -36,8 +36,9 @@ from isthmus.core.model import ISTHMUS_VERSION, EndReason, Enforcement, Environm
 from isthmus.core.settings import NodeSettings, Settings
 from isthmus.core.units import parse_bytes
 from isthmus.node import connection, processes
-from isthmus.node.connection import Connection
+from isthmus.node.connection import Connection, DismissedError
 from isthmus.node.environments import Environments
+from isthmus.node.fencing import CATCH_UP_S, STOPPED_S
 from isthmus.node.harvesting import Harvesting
 from isthmus.node.hosting import Host, enforced
 from isthmus.node.isolation import cached, choose, shaped, state_tag
@@ -76,11 +77,11 @@ log = logging.getLogger("isthmus.agent")
 
 
 class Agent:
-    def __init__(self, site: str, node: NodeId, state: Path, join_key: bytes, settings: NodeSettings,
+    def __init__(self, site: str, node: NodeId, state: Path, key: bytes, settings: NodeSettings,
                  cache: Path, guest: NodeId | None = None, lent: Lent | None = None) -> None:  # fmt: skip
         self._site = site
         self._name = guest or node
-        self._join_key = join_key
+        self._key = key
         self._settings = settings
         self._state = state
         self._records = Records(state)
@@ -93,6 +94,7 @@ class Agent:
         self._isolation = isolation
         self._why_no_stronger = "; ".join(filter(None, (why, unshaped, unsized)))
         self._lent = lent
+        self._is_guest = bool(guest or lent)
         self._capacity = capacity(settings, guest) if lent is None else lent_capacity(lent)
         self._reports: deque[AnyMessage] = deque(maxlen=REPORTS_MAX)
         self._reported = asyncio.Event()
@@ -106,14 +108,16 @@ class Agent:
         )
         self._host = Host(
             settings, node, rest_url(site), Allotments(self._capacity), isolation, self._records,
-            self._zygotes, Environments(cache), self._tell, is_guest=bool(guest or lent),
+            self._zygotes, Environments(cache), self._tell, is_guest=self._is_guest,
         )  # fmt: skip
         self._harvesting: Harvesting | None = None
         if lent is not None:
             self._harvesting = Harvesting(lent, self._host, settings.patience_s, self._beat_soon)
 
     async def run(self, parent: int | None) -> None:
-        """Until SIGTERM, the parent's death, or a site that stays away for longer than its orphan time."""
+        """Until SIGTERM, the parent's death, a site that stays away for longer than its orphan time, or one
+        that dismisses the guest of an allocation which is over.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._leave)
@@ -148,13 +152,17 @@ class Agent:
         attempt = 0
         while True:
             try:
-                self._connection = await connection.dial(self._site, self._join_key, self._introduce)
+                self._connection = await connection.dial(self._site, self._key, self._introduce)
                 attempt = 0
                 log.info("connected to %s", self._site)
                 if self._lent is not None:
                     with contextlib.suppress(OSError):  # whoever waits for it gives up then
                         (self._state / JOINED_FILE).touch()
                 await self._converse(self._connection)
+            except DismissedError as error:
+                log.info("%s", error)
+                if self._is_guest:
+                    return
             except AuthError as error:
                 log.error("%s", error)
             except SiteUnavailableError as error:
@@ -237,8 +245,8 @@ class Agent:
                 return Done(number=number, executor=executor, enforcement=enforcement)
             case AddExecutor(lease=lease):
                 return Done(number=number, executor=await host.add_executor(lease))
-            case RenewLease(lease=lease, deadline_s=deadline_s):
-                host.renew(lease, deadline_s)
+            case RenewLease(lease=lease, now_s=now_s, deadline_s=deadline_s):
+                host.renew(lease, deadline_s - now_s)
             case DrainLease(lease=lease):
                 host.drain(lease)
             case EndLease(lease=lease, reason=reason, grace_s=grace_s):
@@ -273,9 +281,17 @@ class Agent:
                 await self._connection.send(Heartbeat(leases=self._host.reports(), slack=slack))
 
     async def _expire(self) -> None:
+        """End leases whose time is up; but after a suspension of this job, what the site says comes first."""
+        catching_up_until = 0.0
         while True:
+            began_at = time.monotonic()
             await asyncio.sleep(EXPIRY_TICK_S)
             self._host.trim_logs()
+            now = time.monotonic()
+            if now - began_at > EXPIRY_TICK_S + STOPPED_S:
+                catching_up_until = now + CATCH_UP_S
+            if now < catching_up_until:
+                continue
             for lease in self._host.overdue(self._connection is not None):
                 task = asyncio.create_task(
                     self._host.end(lease, EndReason.EXPIRED, 0.0, "nobody renewed it"), name=f"expire-{lease}"
@@ -382,7 +398,7 @@ def main() -> int:
     parser.add_argument("--ephemeral", action="store_true", help="remove the state if the site is gone")
     parser.add_argument("--cache", type=Path, help="where virtual environments are built")
     options = parser.parse_args()
-    join_key = bytes.fromhex(os.environ.pop("ISTHMUS_JOIN_KEY", ""))
+    key = bytes.fromhex(os.environ.pop("ISTHMUS_AGENT_KEY", ""))
     settings_json = os.environ.pop("ISTHMUS_AGENT_SETTINGS", "{}")
     try:
         settings = msgspec.json.decode(settings_json, type=NodeSettings)
@@ -393,18 +409,18 @@ def main() -> int:
             format="%(asctime)s %(levelname)s %(message)s",
         )
         logging.getLogger("websockets").setLevel(logging.WARNING)
-        return asyncio.run(_run(options, join_key, settings))
+        return asyncio.run(_run(options, key, settings))
     except (SettingsError, ValueError, msgspec.MsgspecError) as error:
         print(f"isthmus agent: {error}", file=sys.stderr)
         return 2
 
 
-async def _run(options: argparse.Namespace, join_key: bytes, settings: NodeSettings) -> int:
+async def _run(options: argparse.Namespace, key: bytes, settings: NodeSettings) -> int:
     cache = options.cache or Settings().cache_path
     guest = NodeId(options.name) if options.name else None
     state = options.state.resolve()
     lent = lent_by(os.environ, options.lend_cores, options.lend_memory) if options.lend_cores else None
-    agent = Agent(options.site, NodeId(options.node), state, join_key, settings, cache, guest, lent)
+    agent = Agent(options.site, NodeId(options.node), state, key, settings, cache, guest, lent)
     site = os.getppid()
     await agent.run(options.parent)
     if lent is not None or (options.ephemeral and os.getppid() != site):

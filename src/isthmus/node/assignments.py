@@ -70,6 +70,7 @@ class Assignment(Packet, frozen=True):
     site          URL for nested calls
     sys_path      the caller's import directories, before the interpreter's own or after them
     cache         path of a directory of the lease's own, if it holds cache
+    ahead_s       how far the site's clock is ahead of this node's; tokens carry the site's times
     is_harvested  it ends with its zygote, and so with the agent, who alone keeps it off its owner's cores
     """
 
@@ -86,6 +87,7 @@ class Assignment(Packet, frozen=True):
     sys_path_first: bool
     cores: int
     spin_s: float
+    ahead_s: float = 0.0
     is_harvested: bool = False
     cache: str = ""
 

@@ -1,8 +1,8 @@
 """The agent's line to the site: dial, prove, read orders, send answers and reports; dial again when it
 breaks.
 
-Invariant: nothing is sent or obeyed before both sides have proved that they hold the join key. What the site
-must not miss (ends of leases) is kept by the caller until `flushed` says that the site's end has received it.
+Invariant: nothing is sent or obeyed before both sides have proved that they hold the agent's key. What the
+site must not miss (ends of leases) is kept by the caller until `flushed` says that its end has received it.
 """
 
 import asyncio
@@ -13,10 +13,11 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, WebSocketException
 
 from isthmus.core.errors import AuthError, SiteUnavailableError
 from isthmus.node.messages import (
+    DISMISSED,
     MESSAGE_BYTES_MAX,
     AgentHello,
     AnyMessage,
@@ -32,12 +33,16 @@ BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 2.0  # a local site restarts in a second;
 NONCE_BYTES = 32
 
 
-def agent_proof(join_key: bytes, site_nonce: bytes, agent_nonce: bytes) -> bytes:
-    return hmac.digest(join_key, b"agent" + site_nonce + agent_nonce, hashlib.sha256)
+def agent_proof(key: bytes, site_nonce: bytes, agent_nonce: bytes) -> bytes:
+    return hmac.digest(key, b"agent" + site_nonce + agent_nonce, hashlib.sha256)
 
 
-def site_proof(join_key: bytes, site_nonce: bytes, agent_nonce: bytes) -> bytes:
-    return hmac.digest(join_key, b"site" + agent_nonce + site_nonce, hashlib.sha256)
+def site_proof(key: bytes, site_nonce: bytes, agent_nonce: bytes) -> bytes:
+    return hmac.digest(key, b"site" + agent_nonce + site_nonce, hashlib.sha256)
+
+
+class DismissedError(SiteUnavailableError):
+    """The allocation of this agent is over, and nothing here is wanted any more."""
 
 
 class Connection:
@@ -75,17 +80,21 @@ class Connection:
         except msgspec.MsgspecError as error:
             raise SiteUnavailableError(f"the site sent an unreadable message: {error}") from error
         except WebSocketException as error:
+            end = error.rcvd if isinstance(error, ConnectionClosed) else None
+            if end is not None and end.code == DISMISSED:
+                raise DismissedError("the site says that this allocation is over") from error
             raise SiteUnavailableError(f"the line to the site broke: {error}") from error
 
     async def close(self) -> None:
         await self._socket.close()
 
 
-async def dial(url: str, join_key: bytes, introduce: Callable[[bytes, bytes], AgentHello]) -> Connection:
+async def dial(url: str, key: bytes, introduce: Callable[[bytes, bytes], AgentHello]) -> Connection:
     """Connect and prove, both ways.
 
+    key        this agent's own, which the site can derive from its name
     introduce  (our nonce, our proof) -> the AgentHello to send
-    raises     SiteUnavailableError (nobody there), AuthError (it does not hold the join key)
+    raises     SiteUnavailableError (nobody there), AuthError (it does not know our key)
     """
     try:
         async with asyncio.timeout(HANDSHAKE_S):
@@ -94,7 +103,7 @@ async def dial(url: str, join_key: bytes, introduce: Callable[[bytes, bytes], Ag
         raise SiteUnavailableError(f"no site at {url}: {error}") from error
     try:
         async with asyncio.timeout(HANDSHAKE_S):
-            return await _prove(socket, join_key, introduce)
+            return await _prove(socket, key, introduce)
     except (AuthError, SiteUnavailableError):
         await socket.close()
         raise
@@ -104,18 +113,18 @@ async def dial(url: str, join_key: bytes, introduce: Callable[[bytes, bytes], Ag
 
 
 async def _prove(
-    socket: ClientConnection, join_key: bytes, introduce: Callable[[bytes, bytes], AgentHello]
+    socket: ClientConnection, key: bytes, introduce: Callable[[bytes, bytes], AgentHello]
 ) -> Connection:
     challenge = decode(_bytes(await socket.recv()))
     if not isinstance(challenge, Challenge):
         raise SiteUnavailableError("the site did not begin with a challenge")
     nonce = secrets.token_bytes(NONCE_BYTES)
-    await socket.send(encode(introduce(nonce, agent_proof(join_key, challenge.nonce, nonce))))
+    await socket.send(encode(introduce(nonce, agent_proof(key, challenge.nonce, nonce))))
     answer = decode(_bytes(await socket.recv()))
     if not isinstance(answer, SiteHello):
         raise SiteUnavailableError("the site did not answer with its proof")
-    if not hmac.compare_digest(answer.proof, site_proof(join_key, challenge.nonce, nonce)):
-        raise AuthError("the site does not hold this node's join key; nothing it orders will be done")
+    if not hmac.compare_digest(answer.proof, site_proof(key, challenge.nonce, nonce)):
+        raise AuthError("the site does not know this agent's key; nothing it orders will be done")
     return Connection(socket, answer.orphan_s)
 
 

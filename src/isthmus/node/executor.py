@@ -139,7 +139,7 @@ class Admission:
             return Refusal(code="HandshakeError", message=mismatch)
         mine = self._assignment
         try:
-            tokens.verify(hello.token, mine.lease_key, mine.lease, fencing.now_s())
+            tokens.verify(hello.token, mine.lease_key, mine.lease, fencing.now_s(mine))
         except TokenError as error:
             return Refusal(code="TokenError", message=str(error))
         return Welcome(

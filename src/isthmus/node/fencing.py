@@ -18,6 +18,8 @@ from isthmus.node.page import CLIENTS, DEADLINE, ORPHAN, SPIN, THREADS, Page
 
 WATCH_S = 1.0
 SLACK_S = 1.0  # a living agent ends the lease first, and knows why
+STOPPED_S = 2.0  # a sleep that is longer by so much was a suspension of the whole job
+CATCH_UP_S = 5.0  # after one: for the renewals that wait to be read, or for a new line to the site
 NESTED_TOKEN_S = 3600.0
 _RENEW_S = NESTED_TOKEN_S / 2
 
@@ -35,8 +37,9 @@ def overdue_ns(page: Page, now_ns: int) -> int:
     return now_ns - page[DEADLINE] - grace_ns
 
 
-def now_s() -> float:
-    return time.time()
+def now_s(assignment: Assignment) -> float:
+    """By the site's clock."""
+    return time.time() + assignment.ahead_s
 
 
 def nested_token(assignment: Assignment) -> str:
@@ -45,7 +48,7 @@ def nested_token(assignment: Assignment) -> str:
         lease=assignment.lease,
         tenant=assignment.tenant,
         node=assignment.node,
-        expires_s=now_s() + NESTED_TOKEN_S,
+        expires_s=now_s(assignment) + NESTED_TOKEN_S,
     )
     return tokens.sign(claims, assignment.lease_key)
 
@@ -57,7 +60,10 @@ def _watch(page: Page, domain: Domain, assignment: Assignment) -> None:
         left_s = SLACK_S - overdue_ns(page, time.monotonic_ns()) / 1e9
         if left_s <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(min(WATCH_S, left_s))
+        nap_s, began_s = min(WATCH_S, left_s), time.monotonic()
+        time.sleep(nap_s)
+        if time.monotonic() - began_s > nap_s + STOPPED_S:
+            time.sleep(CATCH_UP_S)
         page[SPIN] = domain.spin_ns()
         page[THREADS] = max(0, threading.active_count() - own_threads)
         if time.monotonic() - renewed_s > _RENEW_S:

@@ -124,9 +124,10 @@ class Host:
             executor = await self._add(hosted, await self._take_spare(hosted))
         return executor.info
 
-    def renew(self, lease: LeaseId, deadline_s: float) -> None:
+    def renew(self, lease: LeaseId, life_s: float) -> None:
+        """From now on it may live so long."""
         hosted = self._find(lease)
-        hosted.deadline_ns = _monotonic_ns(deadline_s)
+        hosted.deadline_ns = _after_ns(life_s)
         for executor in hosted.executors.values():
             executor.page[DEADLINE] = hosted.deadline_ns
 
@@ -304,7 +305,8 @@ class Host:
             boot=boot_id(), lease=order.lease, tenant=order.tenant, resources=order.resources,
             environment=order.environment, lease_key=order.lease_key, cores=share.cores,
             enforcement=self._enforcement(is_harvested, share), started_ns=time.monotonic_ns(),
-            deadline_ns=_monotonic_ns(order.deadline_s), is_harvested=is_harvested,
+            deadline_ns=_after_ns(order.deadline_s - order.now_s), ahead_s=order.now_s - time.time(),
+            is_harvested=is_harvested,
         )  # fmt: skip
         hosted = self._leases[order.lease] = self._hosted(record)
         return hosted
@@ -382,8 +384,8 @@ class Host:
             lease_key=record.lease_key, page=str(page), log=str(hosted.directory / LOG_FILE),
             listen=self._settings.listen or f"unix:{self._socket_path(hosted, executor)}", site=self._site,
             sys_path=record.environment.sys_path, sys_path_first=not record.environment.requirements,
-            cores=record.resources.cores, spin_s=spin_s, is_harvested=record.is_harvested,
-            cache=self._cache(record),
+            cores=record.resources.cores, spin_s=spin_s, ahead_s=record.ahead_s,
+            is_harvested=record.is_harvested, cache=self._cache(record),
         )  # fmt: skip
 
     def _cache(self, record: LeaseRecord) -> str:
@@ -541,6 +543,6 @@ async def _gone(executors: list[Executor], timeout_s: float) -> None:
             wait.cancel()
 
 
-def _monotonic_ns(deadline_s: float) -> int:
-    """A deadline on the wall clock, on the clock that does not jump."""
-    return max(0, time.monotonic_ns() + int((deadline_s - time.time()) * 1e9))
+def _after_ns(life_s: float) -> int:
+    """So long from now, on the clock that does not jump."""
+    return max(0, time.monotonic_ns() + int(life_s * 1e9))

@@ -1,8 +1,14 @@
 """What an agent is told at its start: where its site is, and what only its environment may hold."""
 
+import re
+
 import msgspec
 
+from isthmus.core import tokens
+from isthmus.core.ids import NodeId
 from isthmus.core.settings import NodeSettings
+
+_POOLED = re.compile(r".+\.([a-z][a-z0-9-]*)\.\d+")
 
 
 def agent_url(site_url: str) -> str:
@@ -16,9 +22,24 @@ def rest_url(agent_url: str) -> str:
     return f"{'https' if scheme == 'wss' else 'http'}://{rest.removesuffix('/agent')}"
 
 
-def secrets(join_key: bytes, settings: NodeSettings) -> dict[str, str]:
-    """By environment, never on the command line, which every user of the machine can read."""
+def key_holder(agent: NodeId) -> str:
+    """Whose key the agent of this name holds: its own, or its pool's (`n7.warm.42` -> `pool:warm`), since a
+    name with the job's number in it is made only when the key has been given.
+    """
+    pooled = _POOLED.fullmatch(agent)
+    return pool_holder(pooled[1]) if pooled else agent
+
+
+def pool_holder(pool: str) -> str:
+    return f"pool:{pool}"
+
+
+def secrets(join_key: bytes, holder: str, settings: NodeSettings) -> dict[str, str]:
+    """By environment, never on the command line, which every user of the machine can read.
+
+    holder  as `key_holder` says it of the agent's name
+    """
     return {
-        "ISTHMUS_JOIN_KEY": join_key.hex(),
+        "ISTHMUS_AGENT_KEY": tokens.agent_key(join_key, holder).hex(),
         "ISTHMUS_AGENT_SETTINGS": msgspec.json.encode(settings).decode(),
     }

@@ -42,8 +42,10 @@ def command(lent: Lent, site_url: str, state: Path, parent: int) -> list[str]:
     return words + (["--parent", str(parent)] if parent else [])
 
 
-def environment(environ: Mapping[str, str], join_key: bytes, settings: NodeSettings) -> dict[str, str]:
-    return {**environ, LENT: "1", **secrets(join_key, settings)}
+def environment(
+    environ: Mapping[str, str], join_key: bytes, lent: Lent, settings: NodeSettings
+) -> dict[str, str]:
+    return {**environ, LENT: "1", **secrets(join_key, node_name(lent), settings)}
 
 
 def make_state(lent: Lent) -> Path:

@@ -4,7 +4,7 @@ Each message is one msgpack-encoded tagged struct. Orders carry a `number`; the 
 or `Failed` of the same number, in any order. Orders are idempotent: repeating one changes nothing and gives
 the same answer. Reports are unasked for and may repeat.
 
-Authentication is mutual: both sides prove they hold the node's join key by an HMAC over the other's nonce
+Authentication is mutual: both sides prove they hold the agent's key by an HMAC over the other's nonce
 (`Challenge` -> `AgentHello` -> `SiteHello`) before anything else is accepted.
 """
 
@@ -37,7 +37,7 @@ class RunningLease(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentHello(Message, frozen=True):
-    """Agent -> site: proof = HMAC-SHA256(join key, b"agent" + site nonce + agent nonce)."""
+    """Agent -> site: proof = HMAC-SHA256(agent's key, b"agent" + site nonce + agent nonce)."""
 
     node: NodeId
     nonce: bytes
@@ -55,7 +55,7 @@ class AgentHello(Message, frozen=True):
 
 
 class SiteHello(Message, frozen=True):
-    """Site -> agent: proof = HMAC-SHA256(join key, b"site" + agent nonce + site nonce)."""
+    """Site -> agent: proof = HMAC-SHA256(agent's key, b"site" + agent nonce + site nonce)."""
 
     proof: bytes
     orphan_s: float  # how long leases outlive their deadline while the site cannot be reached
@@ -67,7 +67,10 @@ class Order(Message, frozen=True):
 
 
 class StartLease(Order, frozen=True):
-    """Enforce the lease and start its first executor. Answer: Done with one ExecutorInfo."""
+    """Enforce the lease and start its first executor. Answer: Done with one ExecutorInfo.
+
+    now_s  the site's clock as it gives the order: the node's may differ, so only the time between counts
+    """
 
     lease: LeaseId
     tenant: TenantId
@@ -75,6 +78,7 @@ class StartLease(Order, frozen=True):
     lease_class: LeaseClass
     environment: Environment
     lease_key: bytes
+    now_s: float
     deadline_s: float
 
 
@@ -85,7 +89,10 @@ class AddExecutor(Order, frozen=True):
 
 
 class RenewLease(Order, frozen=True):
+    """now_s: as in StartLease."""
+
     lease: LeaseId
+    now_s: float
     deadline_s: float
 
 
@@ -124,6 +131,9 @@ class Warm(Order, frozen=True):
 
     environment: Environment
     spares: int
+
+
+DISMISSED = 4001  # the WebSocket's close code for the agent of an allocation that is over: it ends itself
 
 
 # answers ----------------------------------------------------------------------------------------------------

@@ -30,7 +30,10 @@ _LOG_SUFFIX = ".log"
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """All that must be known of a lease to adopt it. Times are CLOCK_MONOTONIC of this boot."""
+    """All that must be known of a lease to adopt it. Times are CLOCK_MONOTONIC of this boot.
+
+    ahead_s  how far the site's clock was ahead of this node's when the lease began
+    """
 
     boot: str
     lease: LeaseId
@@ -42,6 +45,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
     enforcement: Enforcement
     started_ns: int
     deadline_ns: int
+    ahead_s: float = 0.0
     is_harvested: bool = False
 
 

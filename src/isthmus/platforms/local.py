@@ -219,7 +219,7 @@ class LocalPlatform:
         return command + (["--ephemeral"] if self._is_ephemeral else [])
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, **secrets(self._join_key, self._settings)}
+        return {**os.environ, **secrets(self._join_key, self._bookings.nodes[0].node, self._settings)}
 
     @property
     def _log_path(self) -> Path:

@@ -72,6 +72,15 @@ class Cluster:
         wait_for(lambda: (self.directory / "state" / "job_state").stat().st_mtime > changed_s)
 
     @contextlib.contextmanager
+    def without_slurmd(self, node: str) -> Iterator[None]:
+        """Kills a node's slurmd; another is there after the block. What ran on the node runs on."""
+        os.kill(int((self.directory / "run" / f"{node}.pid").read_text()), signal.SIGKILL)
+        try:
+            yield
+        finally:
+            self.start()
+
+    @contextlib.contextmanager
     def without_controller(self) -> Iterator[None]:
         """Kills slurmctld; another is there after the block. It does not know what ended a moment before."""
         open_jobs = set(self.jobs("PD,R,S"))

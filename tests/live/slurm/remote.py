@@ -22,6 +22,14 @@ def slow_square(number: int, path: str, duration_s: float) -> int:
     return number * number
 
 
+def slow_steps(number: int, path: str, duration_s: float) -> int:
+    """Like slow_square, but takes its time in steps: while it is stopped none passes."""
+    slow_square(number, path, 0.0)
+    for _ in range(round(duration_s / 0.1)):
+        time.sleep(0.1)
+    return number * number
+
+
 def slow_at_first(number: int, path: str) -> int:
     """Takes a minute where it runs first, and no time wherever it runs again."""
     is_first = not os.path.exists(path)

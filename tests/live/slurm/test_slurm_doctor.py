@@ -24,7 +24,7 @@ def test_on_a_working_cluster_it_says_what_works_and_what_each_lack_costs(cluste
     verdicts = {subject: row["verdict"] for subject, row in rows.items()}
     assert verdicts == {
         "commands": "good", "controller": "good", "authentication": "good", "partitions": "poor",
-        "nodes": "poor", "cgroup": "poor", "fabric": "good",
+        "clock": "good", "nodes": "poor", "cgroup": "poor", "fabric": "good",
     }  # fmt: skip
     assert "batch jobs cannot preempt elastic leases" in rows["partitions"]["words"]
     assert "6 of 6 nodes usable, 0 GPUs" in rows["nodes"]["words"]

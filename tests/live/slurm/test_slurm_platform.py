@@ -36,7 +36,7 @@ def test_slurm_keeps_the_promise_that(promise, cluster, tmp_path, monkeypatch):
     async def slurm(state):
         client = open_client(settings.slurm)
         site = "http://127.0.0.1:9", tmp_path.name.encode()
-        platform = SlurmPlatform(settings, state, *site, nobody_waits, client)
+        platform = SlurmPlatform(settings, state, *site, nobody_waits, nobody_waits, client)
         await platform.start()
         yield platform
         await platform.close()

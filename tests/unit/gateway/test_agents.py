@@ -12,6 +12,7 @@ from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from isthmus.core import tokens
 from isthmus.core.errors import InvalidRequestError, IsthmusError, NoCapacityError, SiteUnavailableError
 from isthmus.core.ids import LeaseId, NodeId
 from isthmus.core.model import EndReason, Enforcement, Usage
@@ -78,11 +79,12 @@ async def serving():
 
 
 @asynccontextmanager
-async def agent(url, pid=1, key=JOIN_KEY):
-    """A connection that has shaken hands."""
+async def agent(url, pid=1, key=JOIN_KEY, of=NODE):
+    """A connection that has shaken hands. of: whose key it holds."""
     async with connect(url) as websocket:
         challenge = messages.decode(await websocket.recv())
         nonce = secrets.token_bytes(32)
+        key = tokens.agent_key(key, of)
         proof = hmac.digest(key, b"agent" + challenge.nonce + nonce, hashlib.sha256)
         hello = messages.AgentHello(
             node=NODE, nonce=nonce, proof=proof, version="0", python="cpython-3.11", hostname="h", pid=pid,
@@ -238,12 +240,37 @@ def test_an_agent_with_a_wrong_join_key_is_turned_away(key):
     asyncio.run(scenario())
 
 
+def test_an_agent_cannot_speak_for_another_node():
+    async def scenario():
+        async with serving() as (hub, listener, url):
+            with pytest.raises(ConnectionClosed):
+                async with agent(url, of=NodeId("another")):
+                    pass
+            assert (hub.nodes, listener.heard) == (frozenset(), [])
+
+    asyncio.run(scenario())
+
+
+def test_an_agent_that_is_dismissed_hears_so():
+    async def scenario():
+        async with serving() as (hub, listener, url), agent(url) as websocket:
+            await listener.until(1)
+            await hub.dismiss(NODE)
+            await hub.dismiss(NodeId("nobody"))
+            with pytest.raises(ConnectionClosed) as closed:
+                await websocket.recv()
+            assert closed.value.rcvd.code == messages.DISMISSED
+
+    asyncio.run(scenario())
+
+
 def test_a_replayed_hello_is_worth_nothing():
     async def scenario():
         async with serving() as (hub, listener, url):
             async with connect(url) as first:
                 nonce = messages.decode(await first.recv()).nonce
-                proof = hmac.digest(JOIN_KEY, b"agent" + nonce + b"n" * 32, hashlib.sha256)
+                key = tokens.agent_key(JOIN_KEY, NODE)
+                proof = hmac.digest(key, b"agent" + nonce + b"n" * 32, hashlib.sha256)
                 hello = messages.AgentHello(
                     node=NODE, nonce=b"n" * 32, proof=proof, version="0", python="p", hostname="h", pid=1,
                     cores=1, memory_bytes=1, gpus=0, enforcement=Enforcement(),

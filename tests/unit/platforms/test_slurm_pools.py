@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isthmus.core import tokens
 from isthmus.core.ids import NodeId
 from isthmus.core.model import Resources
 from isthmus.core.settings import NodeSettings, SlurmPoolSettings, SlurmSettings
+from isthmus.node.launching import key_holder
 from isthmus.platforms.slurm import commands, parsing, rest_shapes
 from isthmus.platforms.slurm.parsing import SlurmOutputError
 from isthmus.platforms.slurm.pool_agents import PoolAgents, job_of, node_name
@@ -173,8 +175,9 @@ def test_a_pools_job_is_submitted_like_this():
 
 def test_no_secret_of_a_pools_agent_is_on_a_command_line():
     request = AGENTS.request("burst", POOL)
-    assert request.environ["ISTHMUS_JOIN_KEY"] == b"secret".hex()
-    assert b"secret".hex() not in shlex.join(commands.submit(SlurmSettings(), request))
+    key = tokens.agent_key(b"secret", key_holder(NodeId("n7.burst.42"))).hex()
+    assert request.environ["ISTHMUS_AGENT_KEY"] == key
+    assert key not in shlex.join(commands.submit(SlurmSettings(), request))
 
 
 @pytest.mark.parametrize("interface", [38, 39, 41])

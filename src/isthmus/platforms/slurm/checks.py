@@ -4,6 +4,7 @@ Not here: how the answers are shown (`isthmus.cli.doctors`).
 """
 
 import shutil
+import time
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
@@ -13,6 +14,7 @@ from isthmus.core.settings import SlurmSettings
 from isthmus.platforms.slurm import reasons
 from isthmus.platforms.slurm.client import SlurmClient
 
+CLOCK_S_MAX = 5.0
 COMMANDS = ("salloc", "srun", "squeue", "sinfo", "scancel", "scontrol")
 
 
@@ -29,7 +31,7 @@ async def examine(settings: SlurmSettings, client: SlurmClient) -> list[Check]:
     checks = [] if settings.ssh.host or settings.rest.url else [_commands()]
     if any(check.verdict == "bad" for check in checks):
         return checks
-    wanted = (_controller, _authentication, _partitions, _nodes, _cgroup)
+    wanted = (_controller, _authentication, _clock, _partitions, _nodes, _cgroup)
     return [*checks, *[await _guarded(check, settings, client) for check in wanted]]
 
 
@@ -65,6 +67,18 @@ async def _authentication(settings: SlurmSettings, client: SlurmClient) -> Check
     kind = (await client.configuration()).get("AuthType", "JWT")
     await client.jobs()
     return Check(subject="authentication", verdict="good", words=f"requests are accepted ({kind})")
+
+
+async def _clock(settings: SlurmSettings, client: SlurmClient) -> Check:
+    ahead_s = await client.clock_s() - time.time()
+    if abs(ahead_s) > CLOCK_S_MAX:
+        way = "ahead of" if ahead_s > 0 else "behind"
+        words = (
+            f"slurmctld's clock is {abs(ahead_s):.0f} s {way} this one; leases allow for it, but times in "
+            "logs and bills do not agree"
+        )
+        return Check(subject="clock", verdict="poor", words=words)
+    return Check(subject="clock", verdict="good", words="slurmctld's clock agrees with this one")
 
 
 async def _partitions(settings: SlurmSettings, client: SlurmClient) -> Check:

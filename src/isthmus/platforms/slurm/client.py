@@ -45,6 +45,10 @@ class SlurmClient(Protocol):
         """Of our partitions, each once; of all where none is set."""
         ...
 
+    async def clock_s(self) -> float:
+        """slurmctld's time of day, in seconds since the epoch; the times of jobs are told in it."""
+        ...
+
     async def licenses(self) -> tuple[License, ...]:
         """All that Slurm counts."""
         ...

@@ -38,6 +38,9 @@ class CommandClient:
     async def nodes(self) -> tuple[NodeUse, ...]:
         return parsing.nodes(await self._run(commands.list_nodes(self._settings)))
 
+    async def clock_s(self) -> float:
+        return parsing.clock_s(await self._run(commands.show_diagnostics()))
+
     async def licenses(self) -> tuple[License, ...]:
         return parsing.licenses(await self._run(commands.list_licenses()))
 

@@ -43,6 +43,11 @@ def list_nodes(settings: SlurmSettings) -> Command:
     return (*command, f"--partition={','.join(wanted)}") if settings.partition else command
 
 
+def show_diagnostics() -> Command:
+    """Its first lines have slurmctld's clock; all other times are told as the client's own clock goes."""
+    return ("sdiag",)
+
+
 def list_licenses() -> Command:
     return ("scontrol", "--oneliner", "show", "licenses")
 

@@ -17,6 +17,7 @@ _MEMORY = re.compile(r"(\d+(?:\.\d+)?)([KMGTP]?)[cn]?")
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 _GRANTED = re.compile(r"Granted job allocation (\d+)")
 _SUBMITTED = re.compile(r"^(\d+)(?:;\S+)?$", re.MULTILINE)
+_CLOCK = re.compile(r"sdiag output at .*\((\d+)\)")
 _STATE = re.compile(r"\bJobState=([A-Z_]+)")
 _PREEMPTED = re.compile(r"\bPreemptTime=\d")
 _REASON = re.compile(r"\bReason=(\S+)")
@@ -87,6 +88,14 @@ def _license(line: str) -> License:
         free=_number(counts["Free"]),
         reserved=_number(counts.get("Reserved", "0")),
     )
+
+
+def clock_s(text: str) -> float:
+    """Of `commands.show_diagnostics`. Raises SlurmOutputError."""
+    found = _CLOCK.search(text)
+    if found is None:
+        raise SlurmOutputError(f"sdiag told no time: {_excerpt(text)}")
+    return float(_number(found[1]))
 
 
 def granted(text: str) -> int:

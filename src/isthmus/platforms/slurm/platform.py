@@ -62,6 +62,7 @@ class SlurmPlatform:
     site_url  where agents dial, http://HOST:PORT; compute nodes must be able to reach it
     join_key  what agents and site prove to each other that they hold; also names the site to Slurm
     joined    returns when the agent of this name has dialled in
+    dismiss   tells an agent that its allocation is over: Slurm cannot, where slurmd is lost
     client    how Slurm is spoken to; closed with the platform
     """
 
@@ -74,6 +75,7 @@ class SlurmPlatform:
         site_url: str,
         join_key: bytes,
         joined: Callable[[NodeId], Awaitable[None]],
+        dismiss: Callable[[NodeId], Awaitable[None]],
         client: SlurmClient,
     ) -> None:
         self._settings = settings.slurm
@@ -87,13 +89,14 @@ class SlurmPlatform:
         self._join_key = join_key
         self._site = hashlib.blake2b(join_key, digest_size=4, person=b"isthmus-site").hexdigest()
         self._joined = joined
+        self._dismiss = dismiss
         self._client = client
         self._watch = Watch(client, settings.slurm.tick_s)
         agents = PoolAgents(
             site=self._site, url=self._agent_url, directory=str(self._agents), log=self._log_path,
             python=self._settings.python, join_key=join_key, node_settings=settings.node,
         )  # fmt: skip
-        self._pools = Pools(self._settings, client, self._watch, joined, agents)
+        self._pools = Pools(self._settings, client, self._watch, joined, dismiss, agents)
         self._held: dict[AllocationId, _Held] = {}
         self._acquiring: dict[AllocationId, asyncio.Task[Allocation]] = {}
         self._steps: dict[AllocationId, asyncio.Task[str]] = {}
@@ -389,7 +392,7 @@ class SlurmPlatform:
             self._settings.python or sys.executable, "-m", "isthmus.node.agent", "--site", self._agent_url,
             "--node", node, "--name", allocation, "--state", str(self._agents / allocation),
         )  # fmt: skip
-        return Program(words=words, environ=secrets(self._join_key, settings), log=self._log_path)
+        return Program(words=words, environ=secrets(self._join_key, allocation, settings), log=self._log_path)
 
     # giving back --------------------------------------------------------------------------------------------
     async def release(self, allocation: AllocationId) -> None:
@@ -439,6 +442,7 @@ class SlurmPlatform:
         finally:
             if step is not None:
                 step.cancel()
+            await self._dismiss(NodeId(allocation))
             await self._remove(allocation)
 
     async def _remove(self, allocation: AllocationId) -> None:

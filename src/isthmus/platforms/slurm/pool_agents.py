@@ -13,7 +13,7 @@ import msgspec
 from isthmus.core.ids import NodeId
 from isthmus.core.model import Record
 from isthmus.core.settings import NodeSettings, SlurmPoolSettings
-from isthmus.node.launching import secrets
+from isthmus.node.launching import pool_holder, secrets
 from isthmus.platforms.slurm.records import PoolRequest
 
 _NODE = re.compile(r".+\.[a-z][a-z0-9-]*\.(\d+)")
@@ -37,7 +37,11 @@ class PoolAgents(Record, frozen=True):
 
     def request(self, pool: str, shape: SlurmPoolSettings) -> PoolRequest:
         return PoolRequest(
-            site=self.site, pool=pool, shape=shape, script=self._script(pool), environ=self._environ(shape)
+            site=self.site,
+            pool=pool,
+            shape=shape,
+            script=self._script(pool),
+            environ=self._environ(pool, shape),
         )
 
     def state(self, job: int) -> str:
@@ -53,11 +57,11 @@ class PoolAgents(Record, frozen=True):
             f"mkdir -p {directory} && exec {agent} --node {name} --name {name} --state {state} >>{log} 2>&1"
         )
 
-    def _environ(self, shape: SlurmPoolSettings) -> Mapping[str, str]:
+    def _environ(self, pool: str, shape: SlurmPoolSettings) -> Mapping[str, str]:
         settings = msgspec.structs.replace(
             self.node_settings, cores=shape.cores, memory=shape.memory, bandwidth="", cache=""
         )
-        return secrets(self.join_key, settings)
+        return secrets(self.join_key, pool_holder(pool), settings)
 
 
 def node_name(node: NodeId, pool: str, job: int) -> NodeId:

@@ -42,6 +42,7 @@ _log = structlog.get_logger("platforms.slurm")
 class Pools:
     """
     joined   returns when the agent of this name has dialled in
+    dismiss  tells an agent that its job is over
     agents   how they are started
     """
 
@@ -51,12 +52,14 @@ class Pools:
         client: SlurmClient,
         watch: Watch,
         joined: Callable[[NodeId], Awaitable[None]],
+        dismiss: Callable[[NodeId], Awaitable[None]],
         agents: PoolAgents,
     ) -> None:
         self._settings = settings
         self._client = client
         self._watch = watch
         self._joined = joined
+        self._dismiss = dismiss
         self._agents = agents
         self._members: dict[int, Member] = {}
         self._bookings = Bookings(())
@@ -149,7 +152,7 @@ class Pools:
             words = f"job {number} ended before its agent had dialled in; see {self._agents.log}"
             self._fail(member.pool, words)
         member.forget_agent()
-        removing = asyncio.create_task(self._remove(number), name=f"platforms.slurm.remove {number}")
+        removing = asyncio.create_task(self._remove(member), name=f"platforms.slurm.remove {number}")
         self._removing.add(removing)
         removing.add_done_callback(self._removing.discard)
 
@@ -327,11 +330,14 @@ class Pools:
             if member.pool == name
         ]
 
-    async def _remove(self, job: int) -> None:
+    async def _remove(self, member: Member) -> None:
+        """The agent, should Slurm not have been able to end it, and what it wrote."""
+        number = member.job.job
+        await self._dismiss(member.node)
         try:
-            await self._client.remove(self._agents.state(job))
+            await self._client.remove(self._agents.state(number))
         except SiteUnavailableError as error:
-            _log.warning("what an agent wrote is still there", job=job, why=str(error))
+            _log.warning("what an agent wrote is still there", job=number, why=str(error))
 
     async def _carry_out(self, name: str, plan: pooling.Plan) -> None:
         for number in plan.leave:

@@ -96,6 +96,9 @@ class RestClient:
         answer = await self._slurm("GET", "nodes")
         return rest_shapes.nodes(answer, wanted if self._settings.partition else ())
 
+    async def clock_s(self) -> float:
+        return rest_shapes.clock_s(await self._slurm("GET", "diag"))
+
     async def licenses(self) -> tuple[License, ...]:
         return rest_shapes.licenses(await self._slurm("GET", "licenses"))
 

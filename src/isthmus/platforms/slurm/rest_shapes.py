@@ -225,6 +225,11 @@ def licenses(answer: Any) -> tuple[License, ...]:
     )
 
 
+def clock_s(answer: Any) -> float:
+    statistics = answer.get("statistics") if isinstance(answer, Mapping) else None
+    return _number(statistics.get("req_time") if isinstance(statistics, Mapping) else None)
+
+
 def partitions(answer: Any) -> frozenset[str]:
     return frozenset(_text(row, "name") for row in _list(answer, "partitions"))
 

@@ -10,6 +10,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, NamedTuple, TypeVar
 
+import msgspec
+import structlog
+
+from isthmus.core.errors import SiteUnavailableError
 from isthmus.platforms.slurm import reasons
 from isthmus.platforms.slurm.client import SlurmClient
 from isthmus.platforms.slurm.records import Job, License, NodeUse
@@ -18,6 +22,8 @@ FATE_TRIES = 9  # looks at a job that Slurm is still ending
 FATE_PAUSE_S = 0.12
 
 T = TypeVar("T")
+_log = structlog.get_logger("platforms.slurm")
+CLOCK_S = 3600.0  # how often the clocks are compared
 NONE_S = 60.0  # how often a cluster that counts no licences is asked for them
 
 
@@ -50,16 +56,32 @@ class _Cached(Generic[T]):
 
 
 class Watch:
-    """The one reader of Slurm's books."""
+    """The one reader of Slurm's books. Times in them are made ours: slurmctld's clock may differ."""
 
     def __init__(self, client: SlurmClient, tick_s: float) -> None:
-        self._jobs = _Cached(client.jobs, tick_s / 2)
+        self._client = client
+        self._ahead_s = 0.0  # slurmctld's clock, of ours
+        self._compared_at = float("-inf")
+        self._jobs = _Cached(self._read_jobs, tick_s / 2)
         self._nodes = _Cached(client.nodes, tick_s / 2)
         self._licenses = _Cached(client.licenses, tick_s / 2)
 
     async def jobs(self, not_before: float = 0.0) -> Reading[Job]:
         """Raises SiteUnavailableError."""
         return await self._jobs.get(not_before)
+
+    async def _read_jobs(self) -> tuple[Job, ...]:
+        rows = await self._client.jobs()
+        if rows and time.monotonic() - self._compared_at >= CLOCK_S:
+            await self._compare_clocks()
+        return tuple(msgspec.structs.replace(job, ends_s=job.ends_s - self._ahead_s) for job in rows)
+
+    async def _compare_clocks(self) -> None:
+        self._compared_at = time.monotonic()
+        try:
+            self._ahead_s = await self._client.clock_s() - time.time()
+        except SiteUnavailableError as error:
+            _log.warning("slurmctld's clock cannot be read; it is taken for ours", why=str(error))
 
     async def nodes(self, not_before: float = 0.0) -> Reading[NodeUse]:
         """Raises SiteUnavailableError."""
