@@ -1,11 +1,12 @@
 """Allocations that stand ready: leases there at once, more and fewer of them, handed over and handed back."""
 
+import os
 import signal
 import subprocess
 import sys
 
 from tests.live.slurm import remote
-from tests.live.slurm.conftest import connected
+from tests.live.slurm.conftest import agents_of, connected
 from tests.live.slurm.test_slurm_faults import jobs_seen
 from tests.live.slurm.waiting import wait_for
 
@@ -87,6 +88,33 @@ def test_a_killed_site_finds_its_pool_again_with_the_leases_on_it(cluster, open_
             wait_for(lambda: report(second)["leases"] == 1 and report(second)["running"] == 1)
             assert isthmus_site.call(remote.where)["job"] == str(jobs[0])
             assert pool_jobs(cluster) == jobs, "nothing is submitted twice"
+
+
+def test_a_dead_slurmctld_changes_nothing_for_a_pool(cluster, open_site):
+    with open_site(**pool(), ISTHMUS_SLURM__COMMAND_TIMEOUT_S="2") as site, connected(site) as isthmus_site:
+        wait_for(lambda: ready(site))
+        jobs = pool_jobs(cluster)
+        cluster.wait_until_saved(jobs[0])
+        with cluster.without_controller():
+            wait_for(lambda: "Slurm does not answer" in "".join(report(site)["words"]))
+            assert isthmus_site.call(remote.where)["job"] == str(jobs[0])
+        wait_for(lambda: report(site)["words"] == [])
+        assert isthmus_site.call(remote.where)["job"] == str(jobs[0])
+        assert pool_jobs(cluster) == jobs, "nothing is submitted twice"
+
+
+def test_an_agent_that_is_killed_is_started_again_in_its_job_and_its_leases_go_on(
+    cluster, open_site, tmp_path
+):
+    with open_site(**pool()) as site, connected(site) as isthmus_site:
+        wait_for(lambda: ready(site))
+        jobs = pool_jobs(cluster)
+        assert isthmus_site.call(remote.where)["job"] == str(jobs[0])
+        (agent,) = agents_of(tmp_path)
+        os.kill(agent, signal.SIGKILL)
+        wait_for(lambda: agents_of(tmp_path) not in ([], [agent]))
+        assert isthmus_site.call(remote.where)["job"] == str(jobs[0])
+        assert (pool_jobs(cluster), report(site)["leases"]) == (jobs, 1)
 
 
 def test_two_sites_keep_to_their_own_pools(cluster, open_site, tmp_path):

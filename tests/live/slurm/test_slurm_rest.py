@@ -7,6 +7,7 @@ import pytest
 
 from tests.live.slurm import remote
 from tests.live.slurm.conftest import connected
+from tests.live.slurm.test_slurm_pools import pool, pool_jobs, ready
 from tests.live.slurm.waiting import wait_for
 
 
@@ -38,6 +39,14 @@ def test_a_lease_is_a_batch_job_and_its_call_moves_on_when_somebody_cancels_it(
         assert len(marks.read_text().split()) == 2
         isthmus_site.close()
         wait_for(lambda: not cluster.our_jobs())
+
+
+def test_a_pool_stands_ready_by_slurmrestd_too(cluster, open_site, by_rest):
+    with open_site(**by_rest, **pool()) as site, connected(site) as isthmus_site:
+        wait_for(lambda: ready(site))
+        (job,) = pool_jobs(cluster)
+        assert isthmus_site.call(remote.where)["job"] == str(job)
+        assert cluster.our_jobs() == [job]
 
 
 def test_an_expired_token_is_said_in_words_and_a_new_one_is_taken(cluster, open_site, by_rest, tmp_path):

@@ -163,9 +163,10 @@ def test_a_pools_job_is_submitted_like_this():
         "--partition=scavenge --account=chem"
     )
     assert command[-1] == (
-        "--wrap=mkdir -p '/s/my agents' && exec /py -m isthmus.node.agent --site ws://h:1/agent "
+        "--wrap=trap : TERM; mkdir -p '/s/my agents'; for n in 0 1 2 3; do "
+        "/py -m isthmus.node.agent --site ws://h:1/agent "
         '--node "$SLURMD_NODENAME.burst.$SLURM_JOB_ID" --name "$SLURMD_NODENAME.burst.$SLURM_JOB_ID" '
-        "--state '/s/my agents'/pool-\"$SLURM_JOB_ID\" >>/s/srun.log 2>&1"
+        "--state '/s/my agents'/pool-\"$SLURM_JOB_ID\" >>/s/srun.log 2>&1 && exit; sleep 0.5; done; exit 1"
     )
     drained = msgspec.structs.replace(POOL, contract="drain", partition="calm", qos="low")
     assert {"--no-requeue", "--partition=calm", "--qos=low"} <= {

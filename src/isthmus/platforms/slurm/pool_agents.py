@@ -16,6 +16,8 @@ from isthmus.core.settings import NodeSettings, SlurmPoolSettings
 from isthmus.node.launching import pool_holder, secrets
 from isthmus.platforms.slurm.records import PoolRequest
 
+AGENT_TRIES = 4  # starts of it in one job: a later one adopts what the one before left running
+
 _NODE = re.compile(r".+\.[a-z][a-z0-9-]*\.(\d+)")
 
 
@@ -53,8 +55,11 @@ class PoolAgents(Record, frozen=True):
         agent = shlex.join((self.python or sys.executable, "-m", "isthmus.node.agent", "--site", self.url))
         name = f'"$SLURMD_NODENAME.{pool}.$SLURM_JOB_ID"'
         state = f'{directory}/pool-"$SLURM_JOB_ID"'
+        run = f"{agent} --node {name} --name {name} --state {state} >>{log} 2>&1"
+        tries = " ".join(map(str, range(AGENT_TRIES)))
+        # Slurm signals the shell too, which must outlive its agent: when it ends, the rest is killed.
         return (
-            f"mkdir -p {directory} && exec {agent} --node {name} --name {name} --state {state} >>{log} 2>&1"
+            f"trap : TERM; mkdir -p {directory}; for n in {tries}; do {run} && exit; sleep 0.5; done; exit 1"
         )
 
     def _environ(self, pool: str, shape: SlurmPoolSettings) -> Mapping[str, str]:
