@@ -32,6 +32,7 @@ from isthmus.node.messages import (
     Warm,
 )
 
+BANDWIDTH = 10  # of each node, in bits per second
 START_FAILURE = 0.03  # chance that an environment cannot be built
 EXECUTOR_DEATH = 0.002  # chance per lease and heartbeat that its executor dies by itself
 Report = Heartbeat | ExecutorEnded | LeaseEnded
@@ -190,6 +191,10 @@ class AgentTwin:
                 f"{self.node.node} runs {cores} cores' worth of leases on {self.node.cores} cores"
             )
 
+        rate = sum(twin.resources.amounts.get("bandwidth", 0) for twin in self.running.values())
+        if rate > BANDWIDTH:
+            raise OverCommitError(f"{self.node.node} has {BANDWIDTH} bit/s, and runs leases of {rate}")
+
     def _left_s(self, deadline_s: float) -> float:
         """The life that an order gives, whatever the clocks say: they may have jumped since it was sent."""
         return min(deadline_s - self._clock.now(), self._lease_s)
@@ -223,7 +228,13 @@ class AgentTwin:
 
 
 def nodes(count: int) -> tuple[Node, ...]:
-    template = Node(node=NodeId("n"), platform="memory", cores=4, memory_bytes=64 * 2**30)
+    template = Node(
+        node=NodeId("n"),
+        platform="memory",
+        cores=4,
+        memory_bytes=64 * 2**30,
+        amounts={"bandwidth": BANDWIDTH},
+    )
     return tuple(
         msgspec.structs.replace(template, node=NodeId(f"n{i}"), labels={"zone": f"z{i % 2}"})
         for i in range(count)

@@ -23,7 +23,7 @@ from isthmus.core.settings import LeasingSettings, PoolSettings
 from isthmus.leasing import Leasing
 from isthmus.platforms import MemoryPlatform
 from isthmus.policy import load_policies
-from tests.simulation.agents import AgentTwin, nodes
+from tests.simulation.agents import BANDWIDTH, AgentTwin, nodes
 from tests.simulation.ledgers import FaultyLedger
 from tests.simulation.links import ORDER_TIMEOUT_S, Network
 from tests.simulation.virtual_time import VirtualClock, VirtualLoop, run_virtually
@@ -37,6 +37,7 @@ SETTINGS = LeasingSettings(
     orphan_s=20.0,
     queue_max=4,
     queue_wait_s=30.0,
+    licenses={"matlab": 3},
     pools={"default": PoolSettings(idle_s=90.0, minimum=1), "small": PoolSettings(maximum=3, idle_s=40.0)},
 )
 CALM_S = 4 * (SETTINGS.lease_s + SETTINGS.orphan_s + SETTINGS.agent_silence_s)
@@ -49,7 +50,7 @@ half_life_h = 0.01
 weight = 3.0
 
 [tenants.plain]
-guarantee = { cores = 2 }
+guarantee = { cores = 2, memory = "4GiB", licenses = { matlab = 1 } }
 
 [tenants.guest]
 lend = false
@@ -147,7 +148,7 @@ class World:
         self.is_calm = False
         self.is_volatile = self.chance.random() < 0.5  # the platform forgets allocations when the site dies
         machines = nodes(self.chance.randint(1, 4))
-        self.platform = MemoryPlatform(machines)
+        self.platform = MemoryPlatform(machines, SETTINGS.licenses)
         self.agents = [
             AgentTwin(node, self.clock, self.chance, SETTINGS.lease_s, SETTINGS.orphan_s) for node in machines
         ]
@@ -377,7 +378,11 @@ class World:
         chance = self.chance
         is_reserved = tenant == "paying" and chance.random() < 0.5
         return LeaseRequest(
-            resources=Resources(cores=chance.choice((1, 1, 2, 3))),
+            resources=Resources(
+                cores=chance.choice((1, 1, 2, 3)),
+                bandwidth=chance.choice((0, 0, 0, 4, 7)),
+                licenses=chance.choice(({}, {}, {"matlab": 1}, {"matlab": 2})),
+            ),
             lease_class=LeaseClass.RESERVED if is_reserved else LeaseClass.ELASTIC,
             pool=chance.choice(("default", "default", "small")),
             count=chance.choice((1, 1, 2, 4)),
@@ -444,6 +449,12 @@ class World:
             held = sum(held.lease.resources.cores for held in books.on_node(name))
             assert free >= 0, f"{name} is over-booked"
             assert free + held == 4, f"{name}: {free} cores free and {held} held do not make 4"
+            there = [held.lease.resources.amounts.get("bandwidth", 0) for held in books.on_node(name)]
+            left = int(books.nodes.free_of["bandwidth"][books.nodes.index[name]])
+            assert left >= 0, f"{name}: more bandwidth is booked than there is"
+            assert left + sum(there) == BANDWIDTH, f"{name}: {left} bit/s free beside {there}"
+        used = books.situation().held("licenses.matlab")
+        assert 0 <= used <= SETTINGS.licenses["matlab"], f"{used} licences are held, there are fewer"
 
     def _check_rest(self) -> None:
         """Everything is quiet: ledger, agents and platform must agree that nothing is leased."""

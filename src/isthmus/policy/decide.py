@@ -16,7 +16,7 @@ from isthmus.core.model import LeaseClass, Record, Resources
 from isthmus.policy import fairness, guarantees, limits, placement
 from isthmus.policy.fairness import STANDINGS_MAX, Standing
 from isthmus.policy.limits import Room
-from isthmus.policy.preemption import Wanted, idle_holders, victims
+from isthmus.policy.preemption import Wanted, holders, victims
 from isthmus.policy.rules import Allow, Cap, Deny, Hurry, PolicySet, Prefer, Reclass, Rule
 from isthmus.policy.snapshot import Demand, Snapshot
 from isthmus.policy.weighing import CANDIDATES_MAX, Candidate, Weighing
@@ -98,13 +98,16 @@ class _Judgement:
         wanted = self.demand.lease.count
         least = wanted if self.demand.lease.together else 1
         if room.leases < least:
-            return self._short(room)
+            return self._short(room, least)
         return self._place(min(wanted, room.leases), least, room)
 
-    def _short(self, room: Room) -> Decision:
-        """Wait; where the site has too little of something, leases that do not use theirs go for it."""
-        evict = idle_holders(self.snapshot, room.kind, room.short) if room.kind else ()
-        asked = f"; {len(evict)} idle leases are asked to leave" if evict else ""
+    def _short(self, room: Room, least: int) -> Decision:
+        """Wait; where the site has too little of something, leases that hold it may have to go."""
+        whose, evict = self._whose(least), tuple[LeaseId, ...]()
+        if room.kind and self.lease_class is not LeaseClass.HARVESTED:
+            wanted = self._wanted(whose, least)
+            evict = holders(self.policies, self.snapshot, wanted, room.kind, room.short)
+        asked = f"; {len(evict)} {whose} leases are asked to leave" if evict else ""
         return self._no("wait", room.block, room.reason + asked, evict=evict)
 
     def _lent(self, room: Room) -> Room:
@@ -218,14 +221,16 @@ class _Judgement:
     def _evict(self, whose: Pushed, missing: int) -> tuple[LeaseId, ...]:
         if self.lease_class is LeaseClass.HARVESTED:
             return ()
-        wanted = Wanted(
+        return victims(self.policies, self.snapshot, self._wanted(whose, missing))
+
+    def _wanted(self, whose: Pushed, missing: int) -> Wanted:
+        return Wanted(
             resources=self.resources,
             missing=missing,
             spared=self.demand.tenant if whose == "borrowing" else None,
             only_idle=whose == "idle",
             may_use=self.weighing.may_use,
         )
-        return victims(self.policies, self.snapshot, wanted)
 
     def _standings(self) -> tuple[Standing, ...]:
         others = [tenant for tenant in self.snapshot.waiting if tenant != self.demand.tenant]

@@ -8,12 +8,15 @@ Invariant: pure. A tenant is never pushed below its own guarantee. Not here: cho
 (`preemption.py`).
 """
 
+import functools
 from typing import NamedTuple
 
+from isthmus.core import kinds
 from isthmus.core.ids import TenantId
 from isthmus.core.model import LeaseClass, Resources
+from isthmus.core.units import format_bytes
 from isthmus.policy.rules import PolicySet
-from isthmus.policy.snapshot import Demand, Holding, NodeTable, Snapshot
+from isthmus.policy.snapshot import Demand, Holding, Snapshot
 from isthmus.policy.terms import Guarantee
 
 
@@ -31,7 +34,8 @@ def within(policies: PolicySet, snapshot: Snapshot, demand: Demand) -> int:
         return 0
     unused = _unused(terms.guarantee, snapshot.tenants.get(demand.tenant, Holding()))
     resources = demand.lease.resources
-    if resources.gpus and not terms.guarantee.gpus:
+    named = terms.guarantee.amounts
+    if (resources.gpus and not terms.guarantee.gpus) or any(kind not in named for kind in resources.amounts):
         return 0
     return _fitting(unused, resources, terms.guarantee)
 
@@ -47,13 +51,14 @@ def loan(policies: PolicySet, snapshot: Snapshot, demand: Demand, lease_class: L
                 kept.append((tenant, unused))
     if not kept:
         return None
-    free = _free(snapshot.nodes)
+    free = _free(snapshot)
     left = Holding(
         cores=free.cores - sum(unused.cores for _, unused in kept),
         memory_bytes=free.memory_bytes - sum(unused.memory_bytes for _, unused in kept),
         gpus=free.gpus - sum(unused.gpus for _, unused in kept),
+        amounts=functools.reduce(_less, (unused.amounts for _, unused in kept), free.amounts),
     )
-    whose = ", ".join(f"{tenant} ({unused.cores} cores)" for tenant, unused in kept)
+    whose = ", ".join(f"{tenant} ({_in_words(unused)})" for tenant, unused in kept)
     hint = "; elastic leases may borrow it" if lease_class is LeaseClass.RESERVED else ""
     return Loan(_fitting(left, demand.lease.resources), f"what is free is guaranteed to {whose}{hint}")
 
@@ -64,6 +69,10 @@ def keeps(own: Guarantee, held: Holding, lost: Holding) -> bool:
         (not own.cores or held.cores - lost.cores >= own.cores)
         and (not own.memory_bytes or held.memory_bytes - lost.memory_bytes >= own.memory_bytes)
         and (not own.gpus or held.gpus - lost.gpus >= own.gpus)
+        and all(
+            held.amounts.get(kind, 0) - lost.amounts.get(kind, 0) >= amount
+            for kind, amount in own.amounts.items()
+        )
     )
 
 
@@ -72,6 +81,11 @@ def _unused(guarantee: Guarantee, held: Holding) -> Holding:
         cores=max(guarantee.cores - held.cores, 0),
         memory_bytes=max(guarantee.memory_bytes - held.memory_bytes, 0),
         gpus=max(guarantee.gpus - held.gpus, 0),
+        amounts={
+            kind: amount - held.amounts.get(kind, 0)
+            for kind, amount in guarantee.amounts.items()
+            if amount > held.amounts.get(kind, 0)
+        },
     )
 
 
@@ -84,14 +98,33 @@ def _fitting(room: Holding, resources: Resources, named: Guarantee | None = None
         counts.append(room.memory_bytes // resources.memory_bytes)
     if resources.gpus:
         counts.append(room.gpus // resources.gpus)
+    counts += [room.amounts.get(kind, 0) // need for kind, need in resources.amounts.items()]
     return max(min(counts), 0) if counts else 0
 
 
-def _free(nodes: NodeTable) -> Holding:
-    """Of open nodes, without those that batch jobs lend: only harvested leases may have them."""
+def _free(snapshot: Snapshot) -> Holding:
+    """Of the site and its open nodes, without those that batch jobs lend: only harvested leases may have
+    them.
+    """
+    nodes = snapshot.nodes
     own = nodes.open & ~nodes.lent
+    amounts = {kind: int(column[own].sum()) for kind, column in nodes.free_of.items()}
+    for kind, stock in snapshot.stocks.items():
+        amounts[kind] = stock.total - stock.others - snapshot.held(kind)
     return Holding(
         cores=int(nodes.free_cores[own].sum()),
         memory_bytes=int(nodes.free_memory_bytes[own].sum()),
         gpus=int(nodes.free_gpus[own].sum()),
+        amounts=amounts,
     )
+
+
+def _less(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return kinds.sums(one, other, -1)
+
+
+def _in_words(unused: Holding) -> str:
+    words = [f"{unused.cores} cores"] * bool(unused.cores)
+    words += [format_bytes(unused.memory_bytes)] * bool(unused.memory_bytes)
+    words += [f"{unused.gpus} GPUs"] * bool(unused.gpus)
+    return ", ".join(words + kinds.in_words(unused.amounts))

@@ -36,6 +36,11 @@ class Wanted(NamedTuple):
     only_idle: bool
     may_use: Callable[[int], bool]
 
+    def may_take(self, lease: Preemptible) -> bool:
+        """Whether it may be asked to go, or goes already."""
+        works = not lease.leaving and not lease.idle
+        return not works or not (self.only_idle or lease.tenant == self.spared)
+
 
 class _Plan(NamedTuple):
     """What one more lease on a node costs: leases to push out, and leases leaving already."""
@@ -70,15 +75,22 @@ def victims(policies: PolicySet, snapshot: Snapshot, wanted: Wanted) -> tuple[Le
     return tuple(chosen)
 
 
-def idle_holders(snapshot: Snapshot, kind: str, short: int) -> tuple[LeaseId, ...]:
-    """Elastic leases that hold a site-wide kind and that nobody calls: enough to free `short` of it, the
-    youngest first; empty when that cannot be reached, or needs none.
+def holders(
+    policies: PolicySet, snapshot: Snapshot, wanted: Wanted, kind: str, short: int
+) -> tuple[LeaseId, ...]:
+    """Leases to drain so that `short` of a site-wide kind is free, wherever they are; empty when that cannot
+    be reached, or needs none.
     """
-    holders = [lease for lease in snapshot.preemptible if kind in lease.amounts]
-    short -= sum(lease.amounts[kind] for lease in holders if lease.leaving)
+    tenants = _Tenants(policies, snapshot)
+    having = [lease for lease in snapshot.preemptible if kind in lease.amounts]
+    short -= sum(lease.amounts[kind] for lease in having if lease.leaving)
+    others = [lease for lease in having if not lease.leaving and wanted.may_take(lease)]
     chosen: list[LeaseId] = []
-    for lease in sorted(holders, key=lambda one: (-one.created_s, one.lease)):
-        if short > 0 and lease.idle and not lease.leaving:
+    while short > 0 and others:
+        others.sort(key=lambda one: (not one.idle, -tenants.level(one.tenant), -one.created_s, one.lease))
+        lease = others.pop(0)
+        if lease.idle or tenants.may_lose(lease.tenant, _with(Holding(), lease)):
+            tenants.take(lease)
             chosen.append(lease.lease)
             short -= lease.amounts[kind]
     return tuple(chosen) if short <= 0 else ()
@@ -101,20 +113,12 @@ class _Tenants:
     def held(self, tenant: TenantId) -> Holding:
         return self._held.get(tenant) or self._snapshot.tenants.get(tenant, Holding())
 
-    def may_lose(self, tenant: TenantId, lost: Size) -> bool:
+    def may_lose(self, tenant: TenantId, lost: Holding) -> bool:
         own = self._policies.terms.get(tenant)
-        loss = Holding(cores=lost[0], memory_bytes=lost[1], gpus=lost[2])
-        return own is None or guarantees.keeps(own.guarantee, self.held(tenant), loss)
+        return own is None or guarantees.keeps(own.guarantee, self.held(tenant), lost)
 
     def take(self, lease: Preemptible) -> None:
-        held = self.held(lease.tenant)
-        self._held[lease.tenant] = Holding(
-            cores=held.cores - lease.cores,
-            memory_bytes=held.memory_bytes - lease.memory_bytes,
-            gpus=held.gpus - lease.gpus,
-            leases=held.leases - 1,
-            amounts=kinds.sums(held.amounts, lease.amounts, -1),
-        )
+        self._held[lease.tenant] = _with(self.held(lease.tenant), lease, -1)
         self._levels.pop(lease.tenant, None)
 
     def harm(self, plan: _Plan) -> tuple[float, int]:
@@ -137,7 +141,7 @@ class _Node:
     def plan(self, tenants: _Tenants) -> _Plan | None:
         """The leases to push out for one more; None when all of them are not enough."""
         free, evicted, used_up = self._free, list[Preemptible](), set[LeaseId]()
-        lost: dict[TenantId, Size] = {}
+        lost: dict[TenantId, Holding] = {}
         order = sorted(
             self._leases,
             key=lambda one: (
@@ -151,11 +155,10 @@ class _Node:
         for lease in order:
             if _fits(self._need.size, free):
                 break
-            size = _size(lease, self._need.kinds)
-            taken = _sum(lost[lease.tenant], size) if lease.tenant in lost else size
+            taken = _with(lost.get(lease.tenant, Holding()), lease)
             if not (lease.leaving or lease.idle) and not tenants.may_lose(lease.tenant, taken):
                 continue
-            free = _sum(free, size)
+            free = _sum(free, _size(lease, self._need.kinds))
             used_up.add(lease.lease)
             if not lease.leaving:
                 lost[lease.tenant] = taken
@@ -179,8 +182,7 @@ def _nodes(snapshot: Snapshot, wanted: Wanted, tenants: _Tenants) -> dict[int, _
         snapshot.preemptible, key=lambda one: (not one.leaving, not one.idle, -tenants.level(one.tenant))
     )
     for lease in leases_by_level:
-        works = not lease.leaving and not lease.idle
-        if not works or not (wanted.only_idle or lease.tenant == wanted.spared):
+        if wanted.may_take(lease):
             by_node.setdefault(lease.node, []).append(lease)
     nodes: dict[int, _Node] = {}
     for name, leases in by_node.items():
@@ -194,6 +196,16 @@ def _nodes(snapshot: Snapshot, wanted: Wanted, tenants: _Tenants) -> dict[int, _
             if len(nodes) >= NODES_MAX + wanted.missing:
                 break
     return dict(sorted(nodes.items()))
+
+
+def _with(holding: Holding, lease: Preemptible, sign: int = 1) -> Holding:
+    return Holding(
+        cores=holding.cores + sign * lease.cores,
+        memory_bytes=holding.memory_bytes + sign * lease.memory_bytes,
+        gpus=holding.gpus + sign * lease.gpus,
+        leases=holding.leases + sign,
+        amounts=kinds.sums(holding.amounts, lease.amounts, sign),
+    )
 
 
 def _total(free: Size, leases: Iterable[Preemptible], kinds: tuple[str, ...]) -> Size:

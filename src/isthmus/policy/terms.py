@@ -7,7 +7,7 @@
     weight = 2.0                  # its share compared with others'
     priority = 5                  # its requests wait before those of lower priority, whatever the shares
     lend = true                   # others may borrow what it does not use of its guarantee, as elastic leases
-    guarantee = { cores = 32, memory = "128GiB", gpus = 2 }
+    guarantee = { cores = 32, memory = "128GiB", gpus = 2, licenses = { matlab = 1 } }
 
 A guarantee is what a tenant gets back at once when it asks for it: elastic leases of those who hold more than
 their own are pushed out. Only the resources it names are guaranteed.
@@ -20,7 +20,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from isthmus.core.kinds import COUNT_MAX
+from isthmus.core.kinds import COUNT_MAX, Asked
 from isthmus.core.units import parse_bytes
 
 HALF_LIFE_H_MAX = 24.0 * 365
@@ -42,7 +42,7 @@ class Fair(_Table, frozen=True):
         return self.half_life_h * 3600.0
 
 
-class Guarantee(_Table, frozen=True):
+class Guarantee(Asked, frozen=True, kw_only=True):
     """0 (or an empty memory): this resource is not guaranteed."""
 
     cores: Count = 0
@@ -50,6 +50,7 @@ class Guarantee(_Table, frozen=True):
     gpus: Count = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parse_bytes(self.memory or 0)
 
     @property

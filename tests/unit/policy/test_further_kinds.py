@@ -126,3 +126,19 @@ def test_harvested_leases_find_no_bandwidth_on_lent_nodes() -> None:
     lent = node("lent", platform="lent")
     decision = verdict(snapshot(lent, wired("n")), asks("1Gbit/s", lease_class=LeaseClass.HARVESTED))
     assert decision.outcome == "wait"
+
+
+def test_a_guarantee_of_bandwidth_comes_back_from_those_who_borrow_it() -> None:
+    guaranteed = load_policies(
+        "[tenants.alice]\nguarantee = { cores = 2, memory = '4GiB', bandwidth = '5Gbit/s' }\n"
+    )
+    lease = msgspec.structs.replace(
+        elastic("b", "n"), tenant=TenantId("bob"), amounts={"bandwidth": 10 * GBIT}
+    )
+    held = {"bob": Holding(cores=1, leases=1, amounts={"bandwidth": 10 * GBIT})}
+    full = snapshot(wired("n", free=0), held=held, preemptible=(lease,))
+    assert verdict(full, asks("5Gbit/s"), guaranteed).evict == ("b",)
+    assert verdict(full, asks("6Gbit/s"), guaranteed).evict == ()
+    hoarding = load_policies("[tenants.alice]\nlend = false\nguarantee = { bandwidth = '5Gbit/s' }\n")
+    decision = verdict(snapshot(wired("n")), asks("6Gbit/s", tenant="bob"), hoarding)
+    assert decision.reason == "what is free is guaranteed to alice (5 Gbit/s of bandwidth)"

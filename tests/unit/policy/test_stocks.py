@@ -163,3 +163,54 @@ def test_resources_with_licences_are_keys_like_others() -> None:
 def test_a_harvested_lease_asks_for_licences_like_any_other() -> None:
     decision = verdict(site({"bob": 4}), asks(1, lease_class=LeaseClass.HARVESTED))
     assert decision.blocked_by == "capacity"
+
+
+GUARANTEED = load_policies(
+    "[tenants.alice]\nguarantee = { cores = 4, memory = '8GiB', licenses = { matlab = 2 } }\n"
+)
+
+
+def lent_to_bob(count: int = 4, cores: int = 1) -> tuple[Preemptible, ...]:
+    return tuple(
+        msgspec.structs.replace(holding(f"b{number}", age=float(number), cores=cores), tenant=BOB)
+        for number in range(count)
+    )
+
+
+def test_a_guarantee_of_licences_comes_back_from_those_who_borrow_it() -> None:
+    full = site({"bob": 4}, preemptible=lent_to_bob())
+    decision = verdict(full, asks(1), GUARANTEED)
+    assert (decision.outcome, decision.evict) == ("wait", ("b0",))
+    assert decision.reason.endswith("; 1 borrowing leases are asked to leave")
+    assert verdict(full, asks(2), GUARANTEED).evict == ("b0", "b1")
+    assert verdict(full, asks(3), GUARANTEED).evict == ()  # beyond it
+    assert verdict(full, asks(1, tenant="carol"), GUARANTEED).evict == ()
+    cores_only = load_policies("[tenants.alice]\nguarantee = { cores = 4 }\n")
+    assert verdict(full, asks(1), cores_only).evict == ()
+
+
+def test_nobody_is_pushed_below_the_licences_it_is_guaranteed_itself() -> None:
+    both = load_policies(GUARANTEED.text + "[tenants.bob]\nguarantee = { licenses = { matlab = 3 } }\n")
+    full = site({"bob": 4}, preemptible=lent_to_bob())
+    assert verdict(full, asks(1), both).evict == ("b0",)
+    assert verdict(full, asks(2), both).evict == ()
+
+
+def test_licences_that_are_not_lent_stay_free() -> None:
+    hoarding = load_policies("[tenants.alice]\nlend = false\nguarantee = { licenses = { matlab = 2 } }\n")
+    decision = verdict(site({"bob": 2}), asks(1, tenant="bob"), hoarding)
+    assert (decision.outcome, decision.blocked_by) == ("wait", "guarantee")
+    assert decision.reason == "what is free is guaranteed to alice (2 'matlab' licences)"
+    assert verdict(site({"bob": 1}), asks(1, tenant="bob"), hoarding).outcome == "grant"
+    assert verdict(site({"bob": 2}), asks(1), hoarding).outcome == "grant"
+
+
+def test_where_a_rule_says_so_a_reserved_request_takes_licences_from_elastic_leases() -> None:
+    rules = load_policies(
+        "[[rule]]\nname = 'first'\nthen = 'allow'\npreempt = true\nwhen = 'request.class == \"reserved\"'\n"
+    )
+    full = site({"bob": 4}, preemptible=lent_to_bob())
+    decision = verdict(full, asks(2, lease_class=LeaseClass.RESERVED), rules)
+    assert decision.evict == ("b0", "b1")
+    assert decision.reason.endswith("; 2 elastic leases are asked to leave")
+    assert verdict(full, asks(2), rules).evict == ()
