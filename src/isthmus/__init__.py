@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from isthmus.sdk.executor import Executor
     from isthmus.sdk.function import Retry, actor, enter, exit, function, native
     from isthmus.sdk.futures import Future
+    from isthmus.sdk.memory import Memory
     from isthmus.sdk.site import Site
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ _HOMES = {
     "isthmus.sdk.function": ("Retry", "actor", "enter", "exit", "function", "native"),
     "isthmus.sdk.futures": ("Future",),
     "isthmus.sdk.contexts": ("Context",),
+    "isthmus.sdk.memory": ("Memory",),
     "isthmus.sdk.site": ("Site",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -88,6 +90,7 @@ __all__ = [
     "LeaseClass",
     "LeaseEndedError",
     "MapError",
+    "Memory",
     "MemoryLimitError",
     "NoCapacityError",
     "NotFoundError",

@@ -312,6 +312,8 @@ def test_an_actor_keeps_its_state_and_runs_enter_and_exit(site, tmp_path):
         assert counter.leave_mark.call(str(mark)) == ["entered", str(mark)]
         assert list(counter.upto.stream()) == list(range(30))
     wait_for(mark.exists)
+    with pytest.raises(isthmus.LeaseEndedError, match="closed"):
+        counter.add.call(1)
 
 
 def test_an_actor_whose_making_fails_raises_that(site):

@@ -11,6 +11,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
+from isthmus.core.errors import LeaseEndedError
 from isthmus.fabric import codec
 from isthmus.sdk.calls import Payload, Plan
 from isthmus.sdk.engine import Engine
@@ -45,14 +46,22 @@ class Method:
 
 class Actor:
     """A handle: `counter.add(1)` gives a future, `counter.add.call(1)` its value. Closing it ends the
-    instance.
+    instance; a call after that raises LeaseEndedError.
     """
 
     def __init__(
-        self, engine: Engine, plans: Plans, cls: Any, arguments: tuple[tuple[Any, ...], dict[str, Any]]
+        self,
+        engine: Engine,
+        plans: Plans,
+        cls: Any,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
+        spec: FunctionSpec | None = None,
     ) -> None:
-        """Returns when the instance is made. Raises what `__init__` raised."""
-        spec: FunctionSpec = spec_of(cls)
+        """Returns when the instance is made. Raises what `__init__` raised.
+
+        spec  what this instance asks of its place, if not what its class asks
+        """
+        spec = spec or spec_of(cls)
         instance = next(_instances)
         definition = plans.definitions.of_actor(cls, instance)
         pool = engine.pool(f"actor/{instance}", plans.request(spec, definition.name), limit=1, sticky=True)
@@ -87,6 +96,8 @@ class Actor:
     def _start(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], inbox: Inbox | None
     ) -> Future[Any]:
+        if not self._dropped.alive:
+            raise LeaseEndedError(f"this {self._plan.definition.name} was closed; make another one")
         plan, engine = self._plan, self._engine
         payload = Payload(plan, *plan.encode((method, *args), kwargs))
         payload.items = inbox

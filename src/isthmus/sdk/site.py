@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from isthmus.core.api import BillRow
 from isthmus.core.errors import FabricError, InvalidRequestError, PeerLostError
 from isthmus.core.ids import CallId
-from isthmus.core.model import Lease
+from isthmus.core.model import Lease, LeaseClass
 from isthmus.core.settings import ClientSettings
 from isthmus.fabric.channels import Frame
 from isthmus.fabric.frames import Kind
@@ -34,6 +34,7 @@ from isthmus.sdk.groups import GroupCall
 from isthmus.sdk.latency import HOT_GAP_S, LatencyReport
 from isthmus.sdk.links import TRUST_S, Link
 from isthmus.sdk.mapping import MapOptions, Mapping
+from isthmus.sdk.memory import Memory
 from isthmus.sdk.plans import Plans
 from isthmus.sdk.streaming import Inbox, Stream
 from isthmus.sdk.supply import Supply
@@ -190,6 +191,17 @@ class Site:
     def actor(self, cls: Callable[..., object], /, *args: Any, **kwargs: Any) -> Actor:
         """Make an instance of a class in an executor of its own; the handle's methods give futures."""
         return Actor(self._engine, self._plans, cls, (args, kwargs))
+
+    def memory(
+        self, size: str | int, *, lease_class: LeaseClass | str = LeaseClass.ELASTIC, policy: str = ""
+    ) -> Memory:
+        """Lease memory of some node: `with site.memory("8GiB") as memory: block = memory.allocate("64MiB")`.
+
+        size         bytes, as text with a unit or as an int; 96 MiB are leased on top, for who holds them
+        lease_class  elastic, reserved, or harvested: of what batch jobs lend, and theirs when they need it
+        raises       NoCapacityError when no node has that much free, DeniedError with policy's reason
+        """
+        return Memory(self._engine, self._plans, size, LeaseClass(lease_class), policy)
 
     def group(self, fn: Callable[..., R], /, size: int) -> Callable[..., list[R]]:
         """`group(fn, size=4)(*args)`: run fn on 4 executors that start together; a list of results by rank.
