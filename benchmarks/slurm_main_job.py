@@ -131,7 +131,7 @@ def main() -> None:
         directory.chmod(0o755)
         policy = directory / "policy.toml"
         policy.write_text(RULE)
-        settings = {"ISTHMUS_SLURM__TICK_S": "1", "ISTHMUS_POLICY__FILE": str(policy)}
+        settings = {"ISTHMUS_SLURM__TICK_S": "10", "ISTHMUS_POLICY__FILE": str(policy)}
         with cluster(directory / "slurm", 1, cores) as environ:
             os.environ.update(environ)
             bench = Bench(directory, {**os.environ, **environ}, cores)

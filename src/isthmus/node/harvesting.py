@@ -1,9 +1,10 @@
 """Keep harvested leases within what their owner leaves idle: look, freeze, thaw, evict.
 
-    every LOOK_S, while something harvested runs  does it get its cores? else its owner is awake: freeze
-    every LOOK_S, while something is frozen       what does the owner use? does it sleep again: thaw
-    every MEASURE_S, while leases are here        what does the owner use? -> slack -> freeze, thaw, evict
-    every REST_S, while none are                  the same, for the site to know what can be had
+    every LOOK_S, while something harvested runs   does it get its cores? else its owner is awake: freeze
+    every LOOK_S, while something is frozen        what does the owner use? does it sleep again: thaw
+    every LOOK_S, while somebody else wants cores  the same: do its threads wait for each other: freeze
+    every MEASURE_S, while leases are here         what does the owner use? -> slack -> freeze, thaw, evict
+    every REST_S, while none are                   the same, for the site to know what can be had
 
 The kernel has given a core back before we notice (`idling.py`); what this loop adds is that nothing harvested
 lingers there, that the owner's pauses are used as soon as they begin, that memory comes back too, and that
@@ -14,6 +15,7 @@ Not here: deciding (`slack.py`), measuring (`owners.py`, `pressure.py`), the act
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -60,7 +62,9 @@ class Harvesting:
         self._stalls = Stalls(job_group(lent.job))
         self._calm_since_ns = -CALM_NS
         self._ceiling_bytes = NO_CEILING
+        self._machine_cores = os.cpu_count() or 1
         self._starving = Starving()
+        self._is_contended = False
         self._cpu_ns: dict[LeaseId, int] = {}
         self._looked_ns = 0
         self._measured_ns = self._found_ns = self._told_ns = self._noted_ns = self._cost_ns = 0
@@ -90,20 +94,30 @@ class Harvesting:
         """One round; how long to sleep until the next."""
         guests = self._host.guests()
         running = [guest for guest in guests if not guest.frozen_ns]
-        for lease in self._starving.look(self._progress(running, now_ns)):
+        progress = self._progress(running, now_ns)
+        self._is_contended = any(one.wants for one in progress)
+        for lease in self._starving.look(progress):
             log.info("%s: somebody else wants its core, frozen", lease)
             self._host.freeze(lease, now_ns)
-        if now_ns - self._measured_ns >= self._pause_s(guests) * 0.99e9:
+        if self._is_due(guests, now_ns):
             shown = [_shown(hosted) for hosted in guests]
             self._measure(now_ns, shown)
             self._keep_within_slack(shown, now_ns)
         return LOOK_S if running else self._pause_s(guests)
 
+    def _is_due(self, guests: list[Hosted], now_ns: int) -> bool:
+        """Whether the owner is to be measured now. In between only where a core may have become idle."""
+        if now_ns - self._measured_ns >= (MEASURE_S if guests else REST_S) * 0.99e9:
+            return True
+        if now_ns - self._measured_ns < self._pause_s(guests) * 0.99e9:
+            return False
+        return self._is_contended or processes.running_count() <= self._machine_cores
+
     def _pause_s(self, guests: list[Hosted]) -> float:
         """Between two measurements of the owner."""
         if not guests:
             return REST_S
-        if any(guest.frozen_ns for guest in guests):
+        if self._is_contended or any(guest.frozen_ns for guest in guests):
             return min(MEASURE_S, max(LOOK_S, self._cost_ns / COST_MAX / 1e9))
         return MEASURE_S
 
@@ -116,8 +130,9 @@ class Harvesting:
             pids = [executor.info.pid for executor in hosted.executors.values()]
             spent_ns = self._cpu_ns[hosted.lease] = sum(map(processes.main_thread_ns, pids))
             if hosted.lease in before:
-                wants = any(map(processes.is_runnable, pids))
-                progress.append(Progress(hosted.lease, wants, (spent_ns - before[hosted.lease]) / span_ns))
+                share = (spent_ns - before[hosted.lease]) / span_ns
+                wants = share < Starving.SHARE_FULL and any(map(processes.is_runnable, pids))
+                progress.append(Progress(hosted.lease, wants, share))
         return progress
 
     def _measure(self, now_ns: int, guests: list[Guest]) -> None:

@@ -24,6 +24,7 @@ from isthmus.node.isolation import groups
 
 LENT = "LENT_TO_ISTHMUS"  # in the environment of all that isthmus runs inside a lent job
 SAMPLES = 4  # kept: three spans between them
+FINDS_TRUSTED = 10  # looks for processes in a row in which a number that is still there is the same process
 _MIB = 2**20
 
 
@@ -96,22 +97,29 @@ class Owner:
     def __init__(self, job: str) -> None:
         self._job = job
         self._mark = f"SLURM_JOB_ID={job}".encode()
-        self._known: dict[tuple[int, int], bool] = {}  # (pid, start) -> is the owner's
+        self._known: dict[int, tuple[int, bool]] = {}  # pid -> its start, whether it is the owner's
+        self._finds = 0
         self._members: list[int] = []
         self._wants_ns: dict[int, int] = {}
         self._series: deque[tuple[int, int]] = deque(maxlen=SAMPLES)  # (when, all that was wanted until then)
 
     def find(self) -> None:
-        """Look for its processes anew. Costs one read per process that was not there before."""
+        """Look for its processes anew. Costs two reads per process that was not there before, and now and
+        then one per process: a number may have been given again."""
         group = job_group(self._job)
         candidates = group_members(group) if group is not None else _all_processes()
-        known: dict[tuple[int, int], bool] = {}
+        is_trusting = self._finds % FINDS_TRUSTED != 0
+        self._finds += 1
+        known: dict[int, tuple[int, bool]] = {}
         for pid in candidates:
-            identity = (pid, processes.start_ticks(pid))
-            is_owner = self._known.get(identity)
-            known[identity] = self._is_owner(pid, group is not None) if is_owner is None else is_owner
+            before = self._known.get(pid)
+            if before is None or not is_trusting:
+                started = processes.start_ticks(pid)
+                if before is None or before[0] != started:
+                    before = (started, self._is_owner(pid, group is not None))
+            known[pid] = before
         self._known = known
-        self._members = [pid for (pid, _), is_owner in known.items() if is_owner]
+        self._members = [pid for pid, (_, is_owner) in known.items() if is_owner]
 
     def sample(self, now_ns: int) -> Use:
         """What it used since the sample before; threads that ended meanwhile count for nothing."""

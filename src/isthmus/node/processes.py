@@ -83,6 +83,14 @@ def is_runnable(pid: int) -> bool:
         return False
 
 
+def running_count() -> int:
+    """How many threads of the whole machine run or wait for a core now, the calling one included.
+
+    source   proc(5), loadavg: one short read, whatever runs
+    """
+    return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+
+
 def rss_bytes(pid: int) -> int:
     """Resident memory of a live process; 0 when it is gone."""
     try:

@@ -103,6 +103,7 @@ class Starving:
     """Tells when the owner has woken up: leases that want to run and get too little, LOOKS times in a row."""
 
     LOOKS = 2
+    SHARE_FULL = 0.75  # of a core: who wants to run and gets less is not alone there
     SHARE_MAX = IDLE_SHARE  # of a core: what counts as idle is worth running on
 
     def __init__(self) -> None:
