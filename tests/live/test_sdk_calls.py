@@ -299,6 +299,11 @@ def test_leaving_a_stream_ends_its_generator(site, tmp_path, end):
     wait_for(mark.exists)
 
 
+def test_streaming_a_plain_function_says_to_call_it(site):
+    with pytest.raises(isthmus.InvalidRequestError, match=r"site\.call"):
+        site.stream(remote.square, 7)
+
+
 def test_calling_a_generator_function_says_to_stream_it(site):
     with pytest.raises(isthmus.InvalidRequestError, match="stream"):
         site.call(remote.numbers, 3)

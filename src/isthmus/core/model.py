@@ -76,6 +76,9 @@ class Environment(Record, frozen=True):
     preload: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("sys_path", "requirements", "preload"):
+            if isinstance(value := getattr(self, name), str):
+                raise ValueError(f"{name}={value!r} is one text; write a tuple of them, {name}=({value!r},)")
         options = [line for line in self.requirements if line.lstrip().startswith("-")]
         if options:
             raise ValueError(f"requirements name packages; {options[0]!r} is an option of pip")

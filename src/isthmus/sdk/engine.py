@@ -427,9 +427,6 @@ class Engine(Progress):
 
     def _send(self, executor: Executor, call: Call) -> None:
         link, payload = _link(executor), _payload(call)
-        deadline_ns = 0
-        if call.deadline_s != work.NEVER:
-            deadline_ns = max(int((call.deadline_s - call.sent_s) * 1e9), 1)
         if len(executor.inflight) == 1 and call.sent_s - executor.last_s > TRUST_S and link.has_ended():
             self.core.unsent(executor, call, monotonic())
             return
@@ -437,11 +434,11 @@ class Engine(Progress):
             payload.future.mark_running()
         try:
             link.define(payload.definition)
-            link.call(call.number, payload.definition.number, payload.meta, payload.data, deadline_ns)
+            link.call(call.number, payload.definition.number, payload.meta, payload.data, _deadline_ns(call))
         except PeerLostError:
             self.core.unsent(executor, call, monotonic())
-        except (FabricError, ValueError) as error:
-            self.core.failed(executor, call.number, error, monotonic())
+        except Exception as error:  # a task boundary: whoever waits for the call must learn of it
+            self.core.failed(executor, call.number, _as_ours(error), monotonic())
         if link.backlogged:
             self._backlogged.add(link)
             if self._domain is not None:
@@ -472,6 +469,18 @@ class Engine(Progress):
     def _settle(self, settled: list[Settlement]) -> None:
         for payload, frame, error in settled:
             payload.settle(frame, error)
+
+
+def _deadline_ns(call: Call) -> int:
+    """Time that the call had when it was sent; 0: no limit."""
+    return 0 if call.deadline_s == work.NEVER else max(int((call.deadline_s - call.sent_s) * 1e9), 1)
+
+
+def _as_ours(error: Exception) -> Exception:
+    if isinstance(error, FabricError | ValueError):
+        return error
+    log.error("a call could not be sent", exc_info=error)
+    return FabricError(f"the call could not be sent: {type(error).__name__}: {error}")
 
 
 def _link(executor: Executor) -> Link:

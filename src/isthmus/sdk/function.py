@@ -7,7 +7,8 @@ Not here: how a function travels (`definitions.py`).
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any, TypeVar, overload
 
 from isthmus.core.model import Environment, LeaseClass, Resources
@@ -15,6 +16,7 @@ from isthmus.core.model import Environment, LeaseClass, Resources
 SPEC_ATTRIBUTE = "__isthmus_spec__"
 ENTER_ATTRIBUTE = "__isthmus_enter__"
 EXIT_ATTRIBUTE = "__isthmus_exit__"
+LIMIT_S_MAX = 366 * 86400.0  # of timeout_s and backoff_s: further off than any lease lives
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -32,10 +34,25 @@ class Retry:
     backoff_s: float = 0.1
     on: tuple[type[BaseException], ...] = (Exception,)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.max, int) or self.max < 0:
+            raise ValueError(f"Retry(max={self.max!r}): a number of retries is a whole number, 0 or more")
+        _check_s("backoff_s", self.backoff_s, "0 or more", 0.0 <= _number(self.backoff_s) <= LIMIT_S_MAX)
+        if not isinstance(self.on, tuple) or not all(map(_is_exception, self.on)):
+            raise ValueError(f"Retry(on={self.on!r}): name exception types in a tuple, like on=(OSError,)")
+
+
+_KINDS: dict[str, Any] = {
+    "resources": Resources, "policy": str, "environment": Environment | None, "retries": Retry,
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionSpec:
-    """What `@isthmus.function(...)` attaches to a function."""
+    """What `@isthmus.function(...)` attaches to a function.
+
+    timeout_s  from the call until its result, > 0; None: no limit
+    """
 
     resources: Resources = field(default_factory=Resources)
     policy: str = ""
@@ -43,6 +60,32 @@ class FunctionSpec:
     retries: Retry = field(default_factory=Retry)
     timeout_s: float | None = None
     lease_class: LeaseClass = LeaseClass.ELASTIC
+
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise TypeError(f"{name}={value!r}: expected {getattr(kind, '__name__', 'Environment')}")
+        LeaseClass(self.lease_class)
+        if self.timeout_s is not None:
+            _check_s("timeout_s", self.timeout_s, "more than 0", 0.0 < _number(self.timeout_s) <= LIMIT_S_MAX)
+
+
+def _number(value: object) -> float:
+    """NaN for what is no number, so that every comparison fails."""
+    return float(value) if isinstance(value, Real) else float("nan")
+
+
+def _check_s(name: str, value: object, least: str, ok: bool) -> None:
+    if not ok:
+        most_days = f"{LIMIT_S_MAX / 86400:.0f} days"
+        raise ValueError(
+            f"{name}={value!r}: expected seconds, {least} and at most {most_days}; or leave it out"
+        )
+
+
+def _is_exception(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
 DEFAULT_SPEC = FunctionSpec()
@@ -79,10 +122,22 @@ def function(fn: Any = None, /, **options: Any) -> Any:
     """
     if isinstance(fn, Resources):
         options["resources"] = fn
-    elif fn is not None:
-        return _attach(fn, FunctionSpec(**options))
-    spec = FunctionSpec(**options)
+    elif fn is not None and not callable(fn):
+        raise TypeError(f"isthmus.function({fn!r}): expected a function or isthmus.Resources(...)")
+    spec = _spec(options)
+    if fn is not None and not isinstance(fn, Resources):
+        return _attach(fn, spec)
     return lambda target: _attach(target, spec)
+
+
+def _spec(options: dict[str, Any]) -> FunctionSpec:
+    known = [option.name for option in fields(FunctionSpec)]
+    for name, value in options.items():
+        if name in Resources.__struct_fields__:
+            raise TypeError(f"no option {name!r}: it belongs to resources, Resources({name}={value!r})")
+        if name not in known:
+            raise TypeError(f"no option {name!r}; there are {', '.join(known)}")
+    return FunctionSpec(**options)
 
 
 def actor(cls: Any = None, /, **options: Any) -> Any:
@@ -108,7 +163,14 @@ def spec_of(fn: object) -> FunctionSpec:
 
 
 def _attach(target: T, spec: FunctionSpec) -> T:
-    setattr(target, SPEC_ATTRIBUTE, spec)
+    try:
+        setattr(target, SPEC_ATTRIBUTE, spec)
+    except (AttributeError, TypeError) as error:
+        name = getattr(target, "__qualname__", repr(target))
+        raise TypeError(
+            f"{name} is built in or a bound method, so nothing can be attached to it; decorate a function "
+            "that calls it, or pass it to site.call as it is"
+        ) from error
     return target
 
 

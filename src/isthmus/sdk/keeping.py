@@ -129,11 +129,18 @@ class Keeper:
             else:
                 events.granted(pool, links)
         except IsthmusError as error:
-            if not self._closing:
-                events.refused(pool, error)
+            self._refuse(pool, error)
+        except Exception as error:  # a task boundary: calls wait for what this thread brings
+            log.exception("a lease could not be used")
+            self._refuse(pool, FabricError(f"a lease could not be used: {type(error).__name__}: {error}"))
         finally:
             with self._lock:
                 self._requests.discard(threading.current_thread())
+
+    def _refuse(self, pool: Pool, error: IsthmusError) -> None:
+        assert self._events is not None
+        if not self._closing:
+            self._events.refused(pool, error)
 
     # the control thread ------------------------------------------------------------------------
     def _post(self, job: Callable[[], None]) -> None:

@@ -22,7 +22,7 @@ from isthmus.core.model import Lease, LeaseClass
 from isthmus.core.settings import ClientSettings
 from isthmus.fabric.channels import Frame
 from isthmus.fabric.frames import Kind
-from isthmus.sdk import environment
+from isthmus.sdk import definitions, environment
 from isthmus.sdk.actors import Actor
 from isthmus.sdk.calls import Payload, Plan
 from isthmus.sdk.control import Control
@@ -181,6 +181,9 @@ class Site:
         it.
         """
         plan = self._plans.of(fn)
+        if definitions.kind_of(fn) not in _STREAM_KINDS:
+            name = definitions.name_of(fn)
+            raise InvalidRequestError(f"{name} is no generator function; use site.call(...)")
         payload = Payload(plan, *plan.encode(args, kwargs))
         payload.items = inbox = Inbox()
         call = self._new_call(plan, plan.spec, payload)

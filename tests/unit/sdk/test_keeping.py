@@ -91,3 +91,19 @@ def test_a_renewal_that_fails_oddly_does_not_end_renewing() -> None:
     finally:
         keeper.close()
     assert supply.returned.is_set()
+
+
+def test_a_lease_that_cannot_be_used_is_an_answer_too(caplog: pytest.LogCaptureFixture) -> None:
+    class Clumsy(Refusals):
+        def granted(self, pool: Pool, links: list[object]) -> None:
+            raise OverflowError("not what anybody expected")
+
+    refusals = Clumsy()
+    keeper = Keeper(Forgetful(), lambda holding, hello: None)  # type: ignore[arg-type, return-value]
+    keeper.bind(refusals)  # type: ignore[arg-type]
+    try:
+        keeper.request(Pool("p", LeaseRequest(), 1), LeaseRequest())
+        assert refusals.came.wait(5.0), "nobody was told"
+    finally:
+        keeper.close()
+    assert "OverflowError" in str(refusals.errors[0])
