@@ -7,13 +7,14 @@ still be down. Not here: starting an embedded site (`isthmus.sdk`).
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
 from isthmus.core.api import SiteFile
-from isthmus.core.errors import SettingsError
+from isthmus.core.errors import AuthError, SettingsError
 from isthmus.core.model import Record
 from isthmus.core.settings import Settings, config_path
 
@@ -22,11 +23,34 @@ KEY_FILE = "key"
 LOGIN_FILE = "login.json"
 
 
-class Endpoint(NamedTuple):
-    """`key` is the bearer of every request: an API key, or `lease:<lease>:<token>` inside an executor."""
+@dataclass(frozen=True)
+class Endpoint:
+    """`key` is the bearer of every request: an API key, or `lease:<lease>:<token>` inside an executor.
+
+    raises  SettingsError for what is no URL, AuthError for what no header can carry; neither shows the key
+    """
 
     url: str
-    key: str
+    key: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not is_site_url(self.url):
+            raise SettingsError(f"{self.url!r} is no URL of a site; write it like http://HOST:PORT")
+        for place, character in enumerate(self.key, 1):
+            if not "!" <= character <= "~":
+                what = "a space or line end" if character.isspace() else "no ASCII"
+                raise AuthError(
+                    f"the API key cannot be one: character {place} of {len(self.key)} is {what}; copy it "
+                    "again, one word, or make another with `isthmus token create`"
+                )
+
+
+def is_site_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        return False
 
 
 class Login(Record, frozen=True):
