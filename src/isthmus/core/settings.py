@@ -229,10 +229,7 @@ class RestSettings(Section, frozen=True):
     """Version of the interface, like "v0.0.38". Empty: the newest that both sides know."""
 
 
-_CONTRACTS_MISSING = {
-    "suspend": "the deadlines of a suspended job's leases pass while it cannot renew them",
-    "shrink": "each allocation is one job on one node, so a pool shrinks by whole jobs",
-}
+CONTRACTS = ("requeue", "suspend", "drain")  # of a pool of allocations with batch jobs
 
 
 class SlurmPoolSettings(Section, frozen=True):
@@ -267,7 +264,8 @@ class SlurmPoolSettings(Section, frozen=True):
 
     contract: str = "requeue"
     """When batch jobs want the nodes: `requeue`: Slurm preempts the jobs, which come back by themselves;
-    `drain`: isthmus hands them back, idle ones first, as soon as a batch job waits for resources."""
+    `suspend`: it suspends them, and calls go on when it resumes them; `drain`: isthmus hands them back, idle
+    ones first, as soon as a batch job waits for resources."""
 
     def __post_init__(self) -> None:
         parse_bytes(self.memory)
@@ -277,9 +275,13 @@ class SlurmPoolSettings(Section, frozen=True):
             raise ValueError(
                 f"renew_s={self.renew_s:g} is more than half of time_limit_s={self.time_limit_s}"
             )
-        if self.contract not in ("requeue", "drain"):
-            why = _CONTRACTS_MISSING.get(self.contract, "there is no such contract")
-            raise ValueError(f"contract {self.contract!r}: {why}; use 'requeue' or 'drain'")
+        if self.contract == "shrink":
+            raise ValueError(
+                "contract 'shrink': each allocation is one job on one node, so a pool gives back whole jobs; "
+                "use 'drain'"
+            )
+        if self.contract not in CONTRACTS:
+            raise ValueError(f"contract {self.contract!r}: use one of {', '.join(map(repr, CONTRACTS))}")
 
 
 class SlurmSettings(Section, frozen=True):

@@ -153,6 +153,8 @@ class Reconciling:
             elif state == "ended" and not await self._is_buried(platform, held) and not held.is_starting:
                 if held.lease.state is LeaseState.ACTIVE:
                     self._acting.end(held, EndReason.NODE_LOST, f"{platform.name} ended its allocation")
+            elif state == "suspended":
+                self._acting.extend_fence(held)  # its agent is silent, and what it runs may yet go on
             elif state == "leaving" and held.lease.state is LeaseState.ACTIVE:
                 await self._hand_back(platform, held)
 

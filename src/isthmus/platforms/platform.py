@@ -14,7 +14,8 @@ from isthmus.core.ids import AllocationId, NodeId
 from isthmus.core.kinds import HeldBy, Stock
 from isthmus.core.model import EndReason, LeaseClass, Node, Record, Resources
 
-AllocationState = Literal["pending", "running", "leaving", "ended"]  # leaving: it is to be handed back soon
+AllocationState = Literal["pending", "running", "suspended", "leaving", "ended"]
+"""`suspended`: it stands still, and will go on; `leaving`: it is to be handed back soon."""
 
 
 class Allocation(Record, frozen=True):

@@ -177,6 +177,31 @@ def test_a_draining_pool_goes_when_batch_waits_and_comes_back_when_it_has_what_i
         wait_for(lambda: ready(site))
 
 
+def test_a_suspended_allocation_keeps_its_leases_gets_no_new_ones_and_goes_on(cluster, open_site):
+    """`scontrol suspend` is what Slurm does when it preempts with PreemptMode=SUSPEND."""
+    with open_site(**pool(contract="suspend")) as site, connected(site) as isthmus_site:
+        wait_for(lambda: ready(site))
+        (job,) = pool_jobs(cluster)
+        assert isthmus_site.call(remote.where)["job"] == str(job)
+        cluster.run("scontrol", "suspend", f"{job}")
+        wait_for(lambda: "batch jobs have its cores" in "".join(report(site)["words"]))
+        future = isthmus_site.submit(remote.square, 5)
+        with site.client() as client:
+            wait_for(
+                lambda: all(
+                    node["draining"] for node in client.get("/v1/nodes").json() if node["platform"] == "pool"
+                )
+            )
+            other = client.post("/v1/leases", json={}).json()["grants"][0]
+            client.delete(f"/v1/leases/{other['lease']}")
+        assert ".burst." not in other["node"]
+        assert (report(site)["cores_free"], report(site)["leases"]) == (0, 1)
+        cluster.run("scontrol", "resume", f"{job}")
+        assert future.result(timeout_s=30) == 25
+        wait_for(lambda: report(site)["cores_free"] > 0)
+        assert isthmus_site.call(remote.where)["job"] == str(job)
+
+
 def test_another_takes_an_allocations_place_before_its_time_limit(cluster, open_site):
     with open_site(**pool(time_limit_s=600)) as site, connected(site) as isthmus_site:
         wait_for(lambda: ready(site))

@@ -140,9 +140,8 @@ def test_requests_count_as_the_allocations_that_they_would_fill():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"contract": "suspend"}, "the deadlines of a suspended job's leases pass.*use 'requeue' or 'drain'"),
-        ({"contract": "shrink"}, "one job on one node"),
-        ({"contract": "keep"}, "there is no such contract"),
+        ({"contract": "shrink"}, "one job on one node.*use 'drain'"),
+        ({"contract": "keep"}, "use one of 'requeue', 'suspend', 'drain'"),
         ({"minimum": 9}, "minimum=9 is more than maximum=4"),
         ({"renew_s": 1e6}, "more than half of time_limit_s"),
         ({"memory": "much"}, "much"),

@@ -83,7 +83,8 @@ async def _clock(settings: SlurmSettings, client: SlurmClient) -> Check:
 
 async def _partitions(settings: SlurmSettings, client: SlurmClient) -> Check:
     known = await client.partitions()
-    missing = {settings.partition, settings.elastic_partition} - known - {""}
+    pools = {pool.partition for pool in settings.pools.values()}
+    missing = {settings.partition, settings.elastic_partition, *pools} - known - {""}
     if missing:
         words = f"no partition {', '.join(sorted(missing))}; there are {', '.join(sorted(known))}"
         return Check(subject="partitions", verdict="bad", words=words)

@@ -5,6 +5,7 @@ import time
 
 from isthmus.core.ids import NodeId
 from isthmus.core.model import POOL_PLATFORM, Node
+from isthmus.platforms.platform import AllocationState
 from isthmus.platforms.slurm import reasons
 from isthmus.platforms.slurm.pool_agents import node_name
 from isthmus.platforms.slurm.records import Job
@@ -30,12 +31,33 @@ class Member:
         return bool(self.job.node) and reasons.allocation_state(self.job.state) == "running"
 
     @property
+    def is_suspended(self) -> bool:
+        return self.job.state in reasons.SUSPENDED
+
+    @property
     def is_waiting(self) -> bool:
         return reasons.allocation_state(self.job.state) == "pending"
 
     @property
     def is_leaving(self) -> bool:
         return self.left_at < float("inf")
+
+    @property
+    def is_open(self) -> bool:
+        """It takes leases."""
+        return self.is_running and self.is_ready and not self.is_leaving and not self.is_suspended
+
+    @property
+    def lends(self) -> AllocationState:
+        """The state of what leases have of it."""
+        if not self.is_running:
+            return "ended"
+        return "leaving" if self.claimed else "suspended" if self.is_suspended else "running"
+
+    def left_s(self, now_s: float) -> float:
+        """Until its time limit, which does not come nearer while it waits or is suspended."""
+        is_ageing = self.is_running and not self.is_suspended
+        return self.job.ends_s - now_s if is_ageing else float("inf")
 
     @property
     def node(self) -> NodeId:
@@ -63,5 +85,5 @@ def as_node(member: Member) -> Node:
         cores=job.cores,
         memory_bytes=job.memory_bytes,
         labels={"pool": member.pool, "node": job.node, "job": str(job.job)},
-        draining=member.is_leaving,
+        draining=member.is_leaving or member.is_suspended,
     )

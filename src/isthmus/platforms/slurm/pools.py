@@ -91,7 +91,7 @@ class Pools:
         for allocation in self._bookings.states():
             held = self._bookings.held(allocation)
             member = here.get(held.node) if held is not None else None
-            states[allocation] = "ended" if member is None else "leaving" if member.claimed else "running"
+            states[allocation] = member.lends if member is not None else "ended"
         return states
 
     async def see(self, reading: Reading[Job]) -> None:
@@ -225,7 +225,7 @@ class Pools:
         held = [one for one in map(self._bookings.held, self._bookings.states()) if one is not None]
         here = [one for one in held if one.node in {member.node for member in running}]
         cores = sum(member.job.cores for member in running)
-        free = sum(member.job.cores for member in running if member.is_ready and not member.is_leaving)
+        free = sum(member.job.cores for member in running if member.is_open)
         return PoolReport(
             pool=name,
             contract=pool.contract,
@@ -245,6 +245,11 @@ class Pools:
             f"job {one.job.job} waits: {reasons.why_pending(one.job.reason)}"
             for one in members
             if one.is_waiting
+        ]
+        words += [
+            f"job {one.job.job} on {one.job.node} is suspended: batch jobs have its cores"
+            for one in members
+            if one.is_suspended
         ]
         starting = [one for one in members if one.is_running and not one.is_ready]
         words += [f"the agent of job {one.job.job} is starting on {one.job.node}" for one in starting]
@@ -322,7 +327,7 @@ class Pools:
                 is_ready=member.is_ready,
                 leases=leases.get(member.node, 0),
                 idle_s=now - member.idle_since,
-                left_s=member.job.ends_s - now_s if member.is_running else float("inf"),
+                left_s=member.left_s(now_s),
                 is_leaving=member.is_leaving,
                 is_left=now - member.left_at > 2 * self._settings.tick_s,
             )

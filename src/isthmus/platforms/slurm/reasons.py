@@ -9,6 +9,7 @@ from isthmus.platforms.slurm.records import NodeUse
 
 _PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 _RUNNING = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"})
+SUSPENDED = frozenset({"SUSPENDED", "STOPPED"})  # it stands still where it is
 HOLDING = _RUNNING | {"CONFIGURING", "COMPLETING"}  # its resources are not free yet
 _ENDED = frozenset(
     {"COMPLETED", "COMPLETING", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "PREEMPTED", "OUT_OF_MEMORY",
