@@ -35,6 +35,8 @@ def register(app: typer.Typer) -> None:
 def show_rules(state: State = None, as_json: Json = False) -> None:
     """Show the rules the site decides by, in the order in which they are tried, and the signals they read.
 
+    The file is read when the site starts.
+
     \b
       isthmus policy show
     """
@@ -45,6 +47,13 @@ def show_rules(state: State = None, as_json: Json = False) -> None:
         _COLUMNS,
         "no rules: everything that fits is allowed",
     )
+    if document["outdated"] and not as_json:
+        typer.echo(
+            printable(
+                f"{document['source']} has changed since the site started: it decides by the rules above "
+                "until it is started again"
+            )
+        )
     for name, value in [] if as_json else sorted(document.get("signals", {}).items()):
         typer.echo(f"signal.{printable(name)} is {value:g} now")
 

@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -101,9 +102,8 @@ def _up_detached(state: Path, port: int | None, platform: str | None, as_json: b
     if as_json:
         print_json(site)
     else:
-        typer.echo(
-            f"site ready at {site['url']} (pid {site['pid']}), state in {state}; stop it with `isthmus down`"
-        )
+        ready = f"site ready at {site['url']} (pid {site['pid']}), state in {state}"
+        typer.echo(f"{ready}; stop it with `isthmus down --state {quote(str(state))}`")
 
 
 def _start(state: Path, port: int | None, platform: str | None) -> dict[str, Any]:

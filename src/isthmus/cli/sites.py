@@ -75,10 +75,10 @@ def open_site(state: Path | None) -> Site:
     from isthmus.core import discovery, settings
 
     loaded = settings.load()
-    found = discovery.find_local(state) if state is not None else discovery.discover(loaded)
+    found = discovery.local_site(state) if state is not None else discovery.discover(loaded)
     if found is None:
-        where = state or loaded.state_path
         raise Failure(
-            f"no site is running in {where}; start one with `isthmus up --detach`", EXIT_NOT_RUNNING
+            f"no site is running in {loaded.state_path}; start one with `isthmus up --detach`",
+            EXIT_NOT_RUNNING,
         )
     return Site(found.url, found.key)

@@ -1,22 +1,25 @@
 """Find the site a process should speak to, and the key it speaks with. `sdk` and `cli` share it.
 
-In this order: the lease that this code runs under (nested calls), the configured site, the site that `isthmus
-login` chose, the site that runs for this user on this machine. Nothing is dialled here: a found site may
-still be down. Not here: starting an embedded site (`isthmus.sdk`).
+In this order: the lease that this code runs under (nested calls), the site whose state directory
+ISTHMUS_STATE names, the configured site, the site that `isthmus login` chose, the site that runs for this user
+on this machine. Nothing is dialled here: a found site may still be down. Not here: starting an embedded site
+(`isthmus.sdk`).
 """
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from urllib.parse import urlsplit
 
 import msgspec
 
 from isthmus.core.api import SiteFile
-from isthmus.core.errors import AuthError, SettingsError
+from isthmus.core.errors import AuthError, SettingsError, SiteUnavailableError
 from isthmus.core.model import Record
 from isthmus.core.settings import Settings, config_path
+from isthmus.core.settings_sources import STATE_VARIABLE
 
 SITE_FILE = "site.json"
 KEY_FILE = "key"
@@ -61,13 +64,34 @@ class Login(Record, frozen=True):
 
 
 def discover(settings: Settings, environ: Mapping[str, str] = os.environ) -> Endpoint | None:
-    """The site to use, or None when nothing is configured and none runs here. Raises SettingsError."""
+    """The site to use, or None when nothing is configured and none runs here.
+
+    raises  SettingsError; SiteUnavailableError when ISTHMUS_STATE names a site that does not run
+    """
     if token := environ.get("ISTHMUS_LEASE_TOKEN"):
         return Endpoint(environ["ISTHMUS_SITE"], f"lease:{environ['ISTHMUS_LEASE']}:{token}")
+    if named := _named_state(settings, environ):
+        return local_site(named)
     login = read_login(environ)
     if url := settings.client.site or environ.get("ISTHMUS_SITE") or login.site:
         return Endpoint(url.rstrip("/"), _key_of(url.rstrip("/"), settings, login))
     return find_local(settings.state_path)
+
+
+def _named_state(settings: Settings, environ: Mapping[str, str]) -> Path | None:
+    """ISTHMUS_STATE, unless these settings were made by a program and not read from this environment."""
+    named = environ.get(STATE_VARIABLE, "")
+    return settings.state_path if named and settings.state_dir == named else None
+
+
+def local_site(state: Path) -> Endpoint:
+    """The site of a directory that somebody named. Raises SiteUnavailableError when none runs there."""
+    found = find_local(state)
+    if found is None:
+        raise SiteUnavailableError(
+            f"no site is running in {state}; start one with `isthmus up --detach --state {quote(str(state))}`"
+        )
+    return found
 
 
 def find_local(state: Path) -> Endpoint | None:

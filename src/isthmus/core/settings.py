@@ -1,11 +1,10 @@
 """One frozen, typed settings object, read once. A misspelt key is refused with its path.
 
-Order of precedence: environment (`ISTHMUS_<SECTION>__<FIELD>`), then the TOML file, then the defaults.
-Nothing else in isthmus reads settings from files or the environment.
+Order of precedence: environment (`ISTHMUS_<SECTION>__<FIELD>`), then the TOML file, then the defaults
+(`settings_sources.py` reads them). Nothing else in isthmus reads settings from files or the environment.
 """
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,12 +12,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from isthmus.core import settings_sources
 from isthmus.core.errors import SettingsError
 from isthmus.core.kinds import Licenses, amounts, check
 from isthmus.core.units import parse_bytes
 
 PoolName = Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,30}$")]  # part of names of jobs and nodes
-_ENVIRONMENT_PREFIX = "ISTHMUS_"
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -145,7 +144,7 @@ class GatewaySettings(Section, frozen=True):
 
 class PolicySettings(Section, frozen=True):
     file: str = ""
-    """TOML file of rules and tenants' terms; empty: everything that fits is allowed."""
+    """TOML file of rules and tenants' terms, read at start; empty: everything that fits is allowed."""
 
     signals: str = ""
     """Where signals for rules come from: file or URL of a JSON object like {"carbon": 312}. Empty: none."""
@@ -348,7 +347,8 @@ class Settings(Section, frozen=True):
     """Where leases are drawn from: this machine, or a Slurm cluster (`isthmus up --platform`)."""
 
     state_dir: str = ""
-    """Where a site keeps its ledger, keys and logs. Empty: $XDG_STATE_HOME/isthmus."""
+    """Where a site keeps its ledger, keys and logs; ISTHMUS_STATE sets it too. Empty:
+    $XDG_STATE_HOME/isthmus."""
 
     cache_dir: str = ""
     """Virtual environments built for functions. Empty: $XDG_CACHE_HOME/isthmus."""
@@ -385,29 +385,15 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     path = path or config_path(environ)
     tree: dict[str, Any] = {}
     try:
-        tree = tomllib.loads(path.read_text("utf-8"))
+        tree = settings_sources.read_file(path)
     except FileNotFoundError as error:
         if named:
             raise SettingsError(f"no settings file at {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise SettingsError(f"{path}: {error}") from error
-    _overlay(tree, environ)
+    settings_sources.overlay(tree, environ, Settings.__struct_fields__)
     try:
         return msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"{path} or {_ENVIRONMENT_PREFIX}* variables: {error}") from error
-
-
-def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
-    """`ISTHMUS_LEASING__LEASE_S=5` sets tree["leasing"]["lease_s"]."""
-    for name, value in environ.items():
-        if not name.startswith(_ENVIRONMENT_PREFIX) or "__" not in name:
-            continue
-        *sections, field = name.removeprefix(_ENVIRONMENT_PREFIX).lower().split("__")
-        branch = tree
-        for section in sections:
-            branch = branch.setdefault(section, {})
-        branch[field] = value
+        raise SettingsError(f"{path} or {settings_sources.PREFIX}* variables: {error}") from error
 
 
 def _xdg(explicit: str, variable: str, fallback: str) -> Path:

@@ -16,6 +16,7 @@ import msgspec
 
 from isthmus.core import settings as definitions
 from isthmus.core.settings import Section, Settings, config_path, load
+from isthmus.core.settings_sources import setting_of
 
 Origin = Literal["default", "file", "environment"]
 
@@ -101,9 +102,8 @@ def _paths(tree: Mapping[str, Any], prefix: str) -> Iterator[str]:
 
 def _origin(path: str, in_file: frozenset[str], environ: Mapping[str, str]) -> Origin:
     """A whole table in the environment or the file counts for the setting that holds it."""
-    variables = [name.removeprefix("ISTHMUS_").lower() for name in environ if name.startswith("ISTHMUS_")]
-    named = {name.replace("__", ".") for name in variables}
-    if any("." in name and (name == path or name.startswith(f"{path}.")) for name in named):
+    named = {setting_of(name, Settings.__struct_fields__) for name in environ}
+    if any(name == path or name.startswith(f"{path}.") for name in named if name):
         return "environment"
     return "file" if path in in_file else "default"
 

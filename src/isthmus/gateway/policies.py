@@ -3,6 +3,7 @@ changed.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
@@ -31,13 +32,14 @@ class RuleSummary(Record, frozen=True):
 
 class PolicyReply(Record, frozen=True):
     """GET /v1/policy. `rules` in the order in which they are tried; `text` is the file as it was loaded;
-    `signals`: what they read as `signal` now.
+    `signals`: what they read as `signal` now; `outdated`: the file says something else by now.
     """
 
     source: str
     text: str
     rules: tuple[RuleSummary, ...]
     signals: dict[str, float] = msgspec.field(default_factory=dict)
+    outdated: bool = False
 
 
 class DryRunRequest(Record, frozen=True):
@@ -116,7 +118,11 @@ class Policies:
         policies = self._leasing.policies
         rules = tuple(_summary(rule) for rule in policies.rules)
         return PolicyReply(
-            source=policies.source, text=policies.text, rules=rules, signals=dict(self._leasing.signals)
+            source=policies.source,
+            text=policies.text,
+            rules=rules,
+            signals=dict(self._leasing.signals),
+            outdated=bool(policies.source) and _read(policies.source) != policies.text,
         )
 
     async def shares(self, asked: Asked) -> list[TenantShare]:
@@ -145,6 +151,14 @@ class Policies:
         sent = asked.body.against
         against = None if sent is None else load_policies(sent, SENT_AGAINST)
         return await self._leasing.replay(load_policies(asked.body.policy, SENT_POLICY), against)
+
+
+def _read(source: str) -> str | None:
+    """The rules' file as it is now; None when it cannot be read."""
+    try:
+        return Path(source).read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _summary(rule: Rule) -> RuleSummary:

@@ -12,6 +12,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 import msgspec
 
@@ -43,7 +44,7 @@ def hold(state: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise SettingsError(
                 f"another site (pid {lock.read().strip() or 'unknown'}) uses {state}; "
-                "stop it with `isthmus down` or name another directory with --state"
+                f"stop it with `isthmus down --state {quote(str(state))}` or name another directory"
             ) from error
         lock.truncate()
         lock.write(str(os.getpid()))

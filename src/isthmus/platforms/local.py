@@ -65,6 +65,7 @@ class LocalPlatform:
         is_ephemeral: bool = False,
     ) -> None:  # fmt: skip
         self._settings = settings.node
+        self._cache = settings.cache_path
         self._state = state
         self._agent_url = agent_url(site_url)
         self._join_key = join_key
@@ -214,7 +215,7 @@ class LocalPlatform:
     def _command(self) -> list[str]:
         node = self._bookings.nodes[0].node
         command = [sys.executable, "-m", "isthmus.node.agent", "--site", self._agent_url, "--node", node]
-        command += ["--state", str(self._state)]
+        command += ["--state", str(self._state), "--cache", str(self._cache.absolute())]
         command += ["--parent", str(self._parent)] if self._parent else []
         return command + (["--ephemeral"] if self._is_ephemeral else [])
 

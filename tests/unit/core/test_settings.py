@@ -1,5 +1,6 @@
 """Settings: variables before the file before the defaults, and a misspelt key is refused with its path."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,39 @@ def test_the_file_is_found_where_the_environment_says() -> None:
     assert config_path({"ISTHMUS_CONFIG": "/a/b.toml"}) == Path("/a/b.toml")
     assert config_path({"XDG_CONFIG_HOME": "/x"}) == Path("/x/isthmus/isthmus.toml")
     assert config_path({"HOME": "/h"}) == Path("/h/.config/isthmus/isthmus.toml")
+
+
+def test_plain_settings_can_be_variables_too(tmp_path: Path) -> None:
+    settings = load(written(tmp_path, ""), {"ISTHMUS_PLATFORM": "slurm", "ISTHMUS_CACHE_DIR": "/c"})
+    assert (settings.platform, settings.cache_dir) == ("slurm", "/c")
+    for name in ("ISTHMUS_STATE", "ISTHMUS_STATE_DIR"):
+        assert load(written(tmp_path, "state_dir = '/f'"), {name: "/s"}).state_path == Path("/s")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ISTHMUS_LEASING_LEASE_S", "as in ISTHMUS_LEASING__LEASE_S"),
+        ("ISTHMUS_PLATFROM", "did you mean ISTHMUS_PLATFORM?"),
+        ("ISTHMUS_LEESING__LEASE_S", "leesing"),
+        ("ISTHMUS_PLATFORM__NAME", "platform"),
+    ],
+)
+def test_a_variable_that_is_nearly_a_setting_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        load(written(tmp_path, ""), {name: "1"})
+
+
+def test_variables_that_are_no_settings_pass(tmp_path: Path) -> None:
+    names = ("CACHE", "LEASE", "LEASE_TOKEN", "SITE", "AGENT_KEY", "UCX_LIBRARY", "TEST_REQUIRES", "VERSION")
+    assert load(written(tmp_path, ""), {f"ISTHMUS_{name}": "x" for name in names}) == Settings()
+
+
+def test_a_path_in_the_file_is_taken_from_the_files_directory(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, "[policy]\nfile = 'p.toml'\nsignals = 'https://s/x'\n[node]\ncache_path = '/c'\n"
+    )
+    settings = load(path, {})
+    assert settings.policy.file == str(tmp_path / "p.toml")
+    assert (settings.policy.signals, settings.node.cache_path) == ("https://s/x", "/c")
+    assert load(path, {"ISTHMUS_POLICY__FILE": "p.toml"}).policy.file == "p.toml"

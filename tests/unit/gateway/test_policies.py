@@ -1,10 +1,13 @@
 """What a request would get, asked by an operator on behalf of others."""
 
+from pathlib import Path
+
 from isthmus.core.api import LeaseRequest
 from isthmus.core.ids import TenantId
 from isthmus.core.model import Quota, Resources
 from isthmus.gateway.operations import Asked
 from isthmus.gateway.policies import DryRunRequest, Policies
+from isthmus.policy import PolicySet
 from tests.unit.leasing.rooms import ADMIN, Room, in_a_room
 
 STAFF_ONLY = "[[rule]]\nname = 'staff'\nthen = 'deny'\nwhen = 'tenant.role == \"user\"'\n"
@@ -28,3 +31,17 @@ async def test_a_dry_run_on_anothers_behalf_has_its_quota_and_its_role(room: Roo
         assert (
             await _dry_run(room, DryRunRequest(lease=TWO.lease, policy=STAFF_ONLY, tenant=tenant)) == answer
         )
+
+
+async def _outdated(room: Room) -> bool:
+    return (await Policies(room.leasing, _quota_of).show(Asked(ADMIN, {}, None, None))).outdated
+
+
+@in_a_room(policies=PolicySet(source=__file__, text=Path(__file__).read_text("utf-8")))
+async def test_rules_as_their_file_says_them_are_up_to_date(room: Room) -> None:
+    assert not await _outdated(room)
+
+
+@in_a_room(policies=PolicySet(source=__file__, text="# as it was at start"))
+async def test_rules_are_outdated_when_their_file_says_something_else_by_now(room: Room) -> None:
+    assert await _outdated(room)
