@@ -1,9 +1,9 @@
 """Find the site a process should speak to, and the key it speaks with. `sdk` and `cli` share it.
 
 In this order: the lease that this code runs under (nested calls), the site whose state directory
-ISTHMUS_STATE names, the configured site, the site that `isthmus login` chose, the site that runs for this user
-on this machine. Nothing is dialled here: a found site may still be down. Not here: starting an embedded site
-(`isthmus.sdk`).
+ISTHMUS_STATE names, the configured site, the site that `isthmus login` chose, the site that runs for this
+user on this machine. Nothing is dialled here: a found site may still be down. Not here: starting an embedded
+site (`isthmus.sdk`).
 """
 
 import os
