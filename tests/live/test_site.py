@@ -7,12 +7,15 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from isthmus.core.discovery import find_local, read_site
+import isthmus
+from isthmus.core.discovery import Endpoint, find_local, read_site
+from tests.live import sdk_functions as remote
 from tests.live.sites import clean_environment, gone, running_site, start
 
 
@@ -22,7 +25,7 @@ def test_a_site_is_found_by_its_state_directory_which_is_private(tmp_path):
         for name in ("key", "site.key", "join.key", "keys.sqlite3", "calls.sqlite3"):
             assert stat.S_IMODE((site.state / name).stat().st_mode) == 0o600, name
         found = find_local(site.state)
-        assert found == (site.url, site.key)
+        assert found == Endpoint(site.url, site.key)
         with site.client() as client:
             status = client.get("/v1/status").json()
         assert (status["pid"], status["nodes"], status["role"]) == (site.process.pid, 1, "admin")
@@ -40,6 +43,28 @@ def test_a_stopped_site_leaves_no_process_and_no_note_behind(tmp_path, number):
         assert read_site(site.state) is None
         assert not (site.state / "site.json").exists()
         assert list((site.state / "leases").iterdir()) == []
+
+
+def test_what_a_quick_program_called_is_counted_call_by_call(tmp_path):
+    """Also the rows of a map, which travel many to a frame, and the last ones before its leases ended."""
+    with running_site(tmp_path / "state") as site, site.client() as client:
+        with isthmus.connect(site.url, api_key=site.key) as program:
+            for _ in range(3):
+                with pytest.raises(ValueError, match="3"):
+                    program.call(remote.refuse_thirds, 3)
+            assert len(list(program.map(remote.square, range(3000)))) == 3000
+            list(program.map(remote.refuse_thirds, range(300), chunk=100, return_exceptions=True))
+        give_up_s = time.monotonic() + 10.0
+        while client.get("/v1/leases").json():
+            assert time.monotonic() < give_up_s, "the leases did not end"
+            time.sleep(0.02)
+        counts = {row["name"].rpartition(".")[2]: row for row in client.get("/v1/functions").json()}
+        usage = [row["usage"] for row in client.get("/v1/leases?ended=true").json()]
+        bill = client.get("/v1/usage").json()
+    assert (counts["square"]["calls"], counts["square"]["errors"]) == (3000, 0)
+    assert (counts["refuse_thirds"]["calls"], counts["refuse_thirds"]["errors"]) == (303, 103)
+    assert (sum(one["calls"] for one in usage), sum(one["errors"] for one in usage)) == (3303, 103)
+    assert sum(row["calls"] for row in bill) == 3303
 
 
 def test_a_second_site_on_the_same_state_is_refused_and_the_first_lives_on(tmp_path):

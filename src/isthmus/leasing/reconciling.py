@@ -416,6 +416,8 @@ class Reconciling:
             self._amend(node, message)
         elif held.lease.orders_to == node:
             self._missing.pop(message.lease, None)
+            if message.functions:
+                held.functions.report(message.functions)
             at_s = self._clock.now()
             gone = Gone(at_s=at_s, reason=message.reason, detail=message.detail)
             if held.lease.allocation is not None and message.reason is EndReason.EVICTED:

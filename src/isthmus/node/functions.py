@@ -20,6 +20,9 @@ from isthmus.fabric.codec import FunctionHeader, decode_function
 from isthmus.fabric.natives import NativeFunction
 
 ENTER, EXIT = "__isthmus_enter__", "__isthmus_exit__"  # set on methods by the sdk's decorators
+COUNTED = (
+    "__isthmus_counted__"  # of a callable that runs a function many times: (times, errors) of its last call
+)
 
 Context = Callable[[], Any]
 Stream = Iterator[Any] | AsyncGenerator[Any, None]
@@ -118,6 +121,14 @@ class Function:
             args = (self._context(), *args)
         return self._settle(self._loaded(*args, **kwargs))
 
+    def counted(self, raised: bool) -> tuple[int, int]:
+        """(executions, errors) of the call that has just ended; one that raised is both."""
+        if not hasattr(self._loaded, COUNTED):
+            return 1, int(raised)
+        times, errors = getattr(self._loaded, COUNTED)
+        setattr(self._loaded, COUNTED, (0, 0))  # the next one may fail before it begins
+        return times + raised, errors + raised
+
     @property
     def streams(self) -> bool:
         return self.header.kind in ("generator", "asyncgen", "actor")
@@ -143,7 +154,7 @@ class Function:
             self._error = error
             raise
         self._code = None
-        if self.header.kind == "function" and self._context is None:
+        if self.header.kind == "function" and self._context is None and not hasattr(self._loaded, COUNTED):
             self.target = self._loaded
 
     def _invoke_method(self, method: str, /, *args: Any, **kwargs: Any) -> Any:

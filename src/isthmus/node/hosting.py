@@ -38,7 +38,7 @@ from isthmus.node.isolation import Isolation, Share, cache_of, state_tag
 from isthmus.node.leases import Allotments, end_ns
 from isthmus.node.logs import Chunk, Log
 from isthmus.node.messages import AnyMessage, ExecutorEnded, LeaseEnded, LeaseReport, RunningLease, StartLease
-from isthmus.node.metering import lease_usage, report
+from isthmus.node.metering import lease_functions, lease_usage, report
 from isthmus.node.page import CLIENTS, DEADLINE, DRAINING, ORPHAN, Page
 from isthmus.node.processes import describe_exit
 from isthmus.node.records import LOG_FILE, LeaseRecord, Records, boot_id
@@ -146,8 +146,13 @@ class Host:
                 return
             await self._stop(hosted, grace_s)
             self._trim_log(hosted)
-            usage = lease_usage(hosted.record, hosted.pages, self._isolation)
-            ended = LeaseEnded(lease=lease, reason=reason, detail=detail, usage=usage)
+            ended = LeaseEnded(
+                lease=lease,
+                reason=reason,
+                detail=detail,
+                usage=lease_usage(hosted.record, hosted.pages, self._isolation),
+                functions=lease_functions(hosted.pages),
+            )
             try:
                 await asyncio.to_thread(self._isolation.destroy, lease)
                 await asyncio.to_thread(self._records.write_end, ended)

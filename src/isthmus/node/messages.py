@@ -194,13 +194,14 @@ class ExecutorEnded(Message, frozen=True):
 
 
 class LeaseEnded(Message, frozen=True):
-    """All of a lease is gone from the node. Sent after EndLease too, with the final usage; repeated until the
-    site has seen it (the agent re-sends on reconnect what it ended while cut off)."""
+    """All of a lease is gone from the node. Sent after EndLease too, with the final usage and counts; repeated
+    until the site has seen it (the agent re-sends on reconnect what it ended while cut off)."""
 
     lease: LeaseId
     reason: EndReason
     detail: str
     usage: Usage
+    functions: tuple[FunctionUse, ...] = ()
 
 
 AnyMessage = (

@@ -37,10 +37,14 @@ def report(record: LeaseRecord, pages: Sequence[Page], isolation: Isolation) -> 
         usage=lease_usage(record, pages, isolation),
         draining=any(page[DRAINING] for page in pages),  # read first: no call begins after it
         idle_s=idle_s(record, pages, time.monotonic_ns()),
-        functions=function_uses(
-            [row for page in pages for row in page.rows()], time.time(), time.monotonic_ns()
-        ),
+        functions=lease_functions(pages),
     )
+
+
+def lease_functions(pages: Sequence[Page]) -> tuple[FunctionUse, ...]:
+    """Counts since the lease began, dead executors included."""
+    rows = [row for page in pages for row in page.rows()]
+    return function_uses(rows, time.time(), time.monotonic_ns())
 
 
 def idle_s(record: LeaseRecord, pages: Sequence[Page], now_ns: int) -> float:

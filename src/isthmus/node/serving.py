@@ -193,9 +193,10 @@ class Server:
         except BaseException as error:
             self._words[RUNNING] = 0  # as in `_call`
             kind, encoded = _ERROR, self._failure(error)
-            words[row + ERRORS] += 1
         ended_ns = monotonic_ns()
-        words[row + CALLS] += 1
+        calls, errors = function.counted(kind == _ERROR)
+        words[row + CALLS] += calls
+        words[row + ERRORS] += errors
         words[row + BUSY] += ended_ns - started_ns
         words[row + LAST] = ended_ns
         self._frame = None

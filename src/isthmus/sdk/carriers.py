@@ -45,20 +45,30 @@ class Failed(NamedTuple):
 
 
 class Chunk:
-    """Runs on the executor: `fn` over rows of arguments; gives (seconds spent, outcomes)."""
+    """Runs on the executor: `fn` over rows of arguments; gives (seconds spent, outcomes).
+
+    __isthmus_counted__  (executions, errors) of the last call, for whoever counts them there; a row that was
+                         interrupted is not among them
+    """
+
+    __isthmus_counted__ = (0, 0)
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.fn = fn
 
     def __call__(self, *rows: tuple[Any, ...]) -> tuple[float, list[Any]]:
-        fn, outcomes = self.fn, []
+        fn, outcomes, failures = self.fn, [], 0
         began_s = time.perf_counter()
-        for row in rows:
-            try:
-                outcomes.append(fn(*row))
-            except Exception as error:  # a task boundary: the caller gets it as this item's outcome
-                meta, data = codec.encode_error(error)
-                outcomes.append(Failed(bytes(meta), bytes(codec.join(data))))
+        try:
+            for row in rows:
+                try:
+                    outcomes.append(fn(*row))
+                except Exception as error:  # a task boundary: the caller gets it as this item's outcome
+                    meta, data = codec.encode_error(error)
+                    outcomes.append(Failed(bytes(meta), bytes(codec.join(data))))
+                    failures += 1
+        finally:
+            self.__isthmus_counted__ = len(outcomes), failures
         return time.perf_counter() - began_s, outcomes
 
 

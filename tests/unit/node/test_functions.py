@@ -9,6 +9,7 @@ import pytest
 from isthmus.core.errors import FunctionLoadError
 from isthmus.fabric.codec import FunctionHeader, encode_function, function_kind
 from isthmus.node.functions import Function, Loop
+from isthmus.sdk.carriers import Chunk
 
 
 @pytest.fixture
@@ -92,3 +93,26 @@ def test_an_exit_method_that_raises_stops_nothing(loop: Loop, capsys: pytest.Cap
     actor.invoke("__init__")
     actor.leave()
     assert "on the way out" in capsys.readouterr().err
+
+
+def test_a_call_that_runs_a_function_many_times_counts_each(loop: Loop) -> None:
+    chunk = _function(Chunk(lambda value: 1 // value), loop)
+    chunk.invoke((1,), (0,), (2,))
+    assert chunk.target is None, "it would be counted as one call"
+    assert chunk.counted(raised=False) == (3, 1)
+    assert chunk.counted(raised=True) == (1, 1), "one that failed before it began"
+
+    def leave(value: int) -> None:
+        if value == 2:
+            raise KeyboardInterrupt
+
+    interrupted = _function(Chunk(leave), loop)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.invoke((1,), (2,), (3,))
+    assert interrupted.counted(raised=True) == (2, 1)
+
+
+def test_any_other_call_counts_once(loop: Loop) -> None:
+    function = _function(lambda value: value, loop)
+    assert function.counted(raised=False) == (1, 0)
+    assert function.counted(raised=True) == (1, 1)
