@@ -194,7 +194,7 @@ class ExecutorEnded(Message, frozen=True):
 
 
 class LeaseEnded(Message, frozen=True):
-    """All of a lease is gone from the node. Sent after EndLease too, with the final usage and counts; repeated
+    """All of a lease is gone from the node. Sent after EndLease too, with final usage and counts; repeated
     until the site has seen it (the agent re-sends on reconnect what it ended while cut off)."""
 
     lease: LeaseId
