@@ -2,11 +2,12 @@
 
 On one cluster of virtual nodes, in turn, so that a machine that drifts drifts for all alike. What each system
 keeps running between allocations (our site, Dask's scheduler, Parsl's interchange) runs before its clock
-starts; what starts in the allocation (agent, worker) is in the time. Each sample is a new job.
+starts; what starts in the allocation (agent, worker) is in the time. Each sample is a new job; only `pool` is
+a second site's lease on an allocation that stands ready.
 
     python -m benchmarks.slurm_peers [--quick] [--json FILE]
 
-Not here: leases from allocations that stand ready, and the promise (`slurm_lease.py`).
+Not here: ours alone, with more samples (`slurm_lease.py`).
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 from benchmarks.harness import environments, machine
 from benchmarks.harness.clusters import cluster
 from benchmarks.harness.running import ROOT
-from benchmarks.slurm_lease import bare_ms, lease_ms
+from benchmarks.slurm_lease import POOL, bare_ms, lease_ms, wait_until_ready
 from tests.live.sites import RunningSite, running_site
 
 ROUNDS = 5
@@ -48,10 +49,13 @@ def peer_ms(python: Path, name: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def ways(site: RunningSite, failures: dict[str, str]) -> Iterator[tuple[str, Callable[[], float]]]:
+def ways(
+    site: RunningSite, ready: RunningSite, failures: dict[str, str]
+) -> Iterator[tuple[str, Callable[[], float]]]:
     """What takes turns, by name."""
     yield "bare", bare_ms
     yield "isthmus", lambda: lease_ms(site.url, site.key)
+    yield "pool", lambda: lease_ms(ready.url, ready.key)
     for requirements, name in PEERS.items():
         try:
             python = environments.python_of(requirements, _say)
@@ -61,10 +65,12 @@ def ways(site: RunningSite, failures: dict[str, str]) -> Iterator[tuple[str, Cal
             yield name, lambda python=python, name=name: peer_ms(python, name)  # type: ignore[misc]
 
 
-def measure(site: RunningSite, rounds: int) -> tuple[dict[str, list[float]], dict[str, str]]:
+def measure(
+    site: RunningSite, ready: RunningSite, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
     samples: dict[str, list[float]] = {}
     failures: dict[str, str] = {}
-    chosen = list(ways(site, failures))
+    chosen = list(ways(site, ready, failures))
     for _ in range(rounds):
         for name, once in chosen:
             try:
@@ -87,8 +93,12 @@ def main() -> None:
         directory.chmod(0o755)
         with cluster(directory / "slurm", NODES, CORES) as environ:
             os.environ.update(environ)
-            with running_site(directory / "site", "--platform", "slurm", **environ) as site:
-                samples, failures = measure(site, ROUNDS_QUICK if options.quick else ROUNDS)
+            with (
+                running_site(directory / "site", "--platform", "slurm", **environ) as site,
+                running_site(directory / "ready", "--platform", "slurm", **environ, **POOL) as ready,
+            ):
+                wait_until_ready(ready)
+                samples, failures = measure(site, ready, ROUNDS_QUICK if options.quick else ROUNDS)
     document = {
         "benchmark": "slurm_peers", "machine": dataclasses.asdict(machine.describe()),
         "load_average": [load_start, machine.load_average()], "nodes": NODES,
