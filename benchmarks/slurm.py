@@ -11,6 +11,7 @@ what is measured (`slurm_PART.py`), and the table (`slurm_table.py`).
 import argparse
 import datetime
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from benchmarks.harness import machine
 from benchmarks.harness.running import ROOT
 
 PARTS = ("harvest", "peers", "preempted", "main_job")
-PART_S = 900.0
+PART_S = 900.0  # then it is interrupted
 
 
 def run_part(name: str, is_quick: bool) -> dict[str, Any]:
@@ -32,9 +33,13 @@ def run_part(name: str, is_quick: bool) -> dict[str, Any]:
         path = Path(folder) / "result.json"
         words = [sys.executable, "-m", f"benchmarks.slurm_{name}", "--json", str(path)]
         words += ["--quick"] if is_quick else []
-        done = subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=PART_S)
+        with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL) as part:
+            try:
+                part.wait(PART_S)
+            except subprocess.TimeoutExpired:
+                part.send_signal(signal.SIGINT)  # it takes its cluster down
         if not path.exists():
-            raise RuntimeError(f"slurm_{name} ended with {done.returncode}; what it said is above")
+            raise RuntimeError(f"slurm_{name} ended with {part.returncode}; what it said is above")
         document: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return document
 
@@ -53,7 +58,7 @@ def main() -> int:
         print(f"slurm_{name}", file=sys.stderr, flush=True)
         try:
             parts[name] = run_part(name, options.quick)
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
+        except RuntimeError as error:
             failures[name] = str(error)
     document = {
         "benchmark": "slurm", "machine": asdict(here) | {"line": here.line}, "quick": options.quick,
