@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import socket
 import stat
@@ -166,6 +167,44 @@ def test_up_detached_returns_when_the_site_is_ready_and_down_ends_it(tmp_path):
     code, _, words = command("down")
     assert code == 3
     assert "no site is running" in words
+
+
+def _down(state):
+    command = [sys.executable, "-m", "isthmus", "down", "--state", str(state)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=clean_environment(), timeout=60, check=False
+    )
+
+
+def test_down_ends_what_a_killed_site_left(tmp_path):
+    with running_site(tmp_path / "state") as site:
+        with site.client() as client:
+            lease = client.post("/v1/leases", json={}).json()["grants"][0]
+        left = [*site.descendants(), lease["executors"][0]["pid"]]
+        site.stop(signal.SIGKILL)
+        done = _down(site.state)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "the site had died; its agent" in done.stdout
+        assert gone(left)
+        assert _down(site.state).returncode == 3
+
+
+def test_a_site_whose_state_directory_is_removed_ends_with_all_it_runs(tmp_path):
+    with running_site(tmp_path / "state") as site:
+        running = site.descendants()
+        shutil.rmtree(site.state)
+        site.process.wait(30)
+        assert gone(running)
+
+
+@pytest.mark.parametrize("name", ["keys.sqlite3", "calls.sqlite3", "ledger.sqlite3"])
+def test_a_damaged_file_is_refused_by_its_name(tmp_path, name):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / name).write_bytes(b"garbage" * 1000)
+    process, _ = start(tmp_path / "state")
+    _, words = process.communicate(timeout=30)
+    assert (process.returncode, words.count(b"\n")) == (1, 1)
+    assert str(tmp_path / "state" / name).encode() in words
 
 
 def test_strangers_bytes_on_the_port_disturb_nobody(tmp_path):

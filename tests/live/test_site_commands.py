@@ -88,6 +88,9 @@ def test_a_node_is_drained_and_resumed(as_json):
 
 
 def test_a_key_is_made_used_by_login_and_revoked(isthmus, as_json, elsewhere, site, tmp_path):
+    said = isthmus("token", "create", "physics")
+    assert (len(said.words.split()), said.words[:4]) == (1, "isk_")
+    assert "shown once" in said.complaint
     created = as_json("token", "create", "physics", "--label", "laptop")
     assert created["secret"].startswith("isk_")
     assert created["key"] in isthmus("token", "list").words

@@ -49,12 +49,14 @@ def _init(as_json: bool) -> None:
     from isthmus.core.settings_table import render_toml
 
     path = config_path()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(path, "x", encoding="utf-8") as file:
             file.write(render_toml())
     except FileExistsError as error:
         raise Failure(f"{path} exists already; `isthmus config` shows what it sets") from error
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error.strerror}") from error
     if as_json:
         print_json({"file": str(path)})
     else:

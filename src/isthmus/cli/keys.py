@@ -7,7 +7,7 @@ import typer
 
 from isthmus.cli.failures import Failure
 from isthmus.cli.options import Json, State
-from isthmus.cli.output import age, print_json, show
+from isthmus.cli.output import age, print_json, printable, show
 from isthmus.cli.sites import Site, open_site
 
 token = typer.Typer(
@@ -100,9 +100,9 @@ def create(
     if as_json:
         print_json(document)
     else:
+        typer.echo(document["secret"])  # alone on stdout, so that KEY=$(isthmus token create ...) holds it
         typer.echo(
-            f"{document['secret']}\n{document['key']}: {role.value} of {tenant}; shown once, keep it safe",
-            err=False,
+            printable(f"{document['key']}: {role.value} of {tenant}; shown once, keep it safe"), err=True
         )
 
 

@@ -1,5 +1,6 @@
 """Commands: up, down, status."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 READY_TIMEOUT_S = 40.0
 DOWN_TIMEOUT_S = 30.0
+FULL_BYTES = 2**16  # free space with which no site starts
 _POLL_S = 0.02
 
 
@@ -34,7 +36,9 @@ def register(app: typer.Typer) -> None:
 
 def up(
     state: State = None,
-    port: Annotated[int | None, typer.Option(help="Port of REST on this machine; 0: any free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of REST on this machine; 0: any free one.", min=0, max=65535)
+    ] = None,
     platform: Annotated[
         str | None, typer.Option(help="Where leases are drawn from: local or slurm.", metavar="NAME")
     ] = None,
@@ -116,8 +120,7 @@ def _start(state: Path, port: int | None, platform: str | None) -> dict[str, Any
     command = [sys.executable, "-m", "isthmus", "up", "--state", str(state), "--ready-fd", str(told)]
     command += [] if port is None else ["--port", str(port)]
     command += [] if platform is None else ["--platform", platform]
-    (state / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(state / "logs" / "site.out", "w+b") as output, open(ready, "rb") as ready_pipe:
+    with _open_output(state) as output, open(ready, "rb") as ready_pipe:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -126,45 +129,85 @@ def _start(state: Path, port: int | None, platform: str | None) -> dict[str, Any
             start_new_session=True,
             pass_fds=[told],
         )
-        os.close(told)
-        line = ready_pipe.readline()  # end of file when it died
+        try:
+            os.close(told)
+            line = ready_pipe.readline()  # end of file when it died
+        except KeyboardInterrupt:  # the site has a session of its own, where Ctrl-C does not arrive
+            process.terminate()
+            process.wait(DOWN_TIMEOUT_S)
+            raise
         if not line:
             process.wait(READY_TIMEOUT_S)
             output.seek(0)
             words = output.read().decode(errors="replace").strip().splitlines()
-            raise Failure(words[-1].removeprefix("isthmus: ") if words else "the site died without a word")
+            raise Failure(words[-1].removeprefix("isthmus: ") if words else _silent_end(state, process))
     process.returncode = 0  # it lives on: no warning about a child that nobody waited for
     site: dict[str, Any] = json.loads(line)
     return site
 
 
+def _open_output(state: Path) -> BinaryIO:
+    try:
+        (state / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
+        return open(state / "logs" / "site.out", "w+b")
+    except OSError as error:
+        raise Failure(
+            f"cannot use {state} as state directory: {error.strerror}; name another with --state"
+        ) from error
+
+
+def _silent_end(state: Path, process: "subprocess.Popen[bytes]") -> str:
+    """Its words go to a file in the state directory, so that a full disk swallows them."""
+    import shutil
+
+    if shutil.disk_usage(state).free < FULL_BYTES:
+        return f"the disk of {state} is full: free some space, or name another directory with --state"
+    return f"the site ended without a word ({process.returncode}); start it without --detach to see more"
+
+
 def down(state: State = None, as_json: Json = False) -> None:
     """Stop the site that runs here.
 
-    Its leases end in order, and nothing of it is left running.
+    Its leases end in order, and nothing of it is left running. Of a site that was killed, the agent and its
+    executors are still there: they end too.
 
     \b
       isthmus down
     """
     from isthmus.core import discovery, settings
+    from isthmus.gateway import state_directory
+    from isthmus.platforms.local import running_agent
 
     path = (state or settings.load().state_path).absolute()
     site = discovery.read_site(path)
-    if site is None:
+    pid = site.pid if site is not None else state_directory.holder(path)
+    agent = running_agent(path)
+    if not pid and agent is None:
         raise Failure(f"no site is running in {path}", EXIT_NOT_RUNNING)
-    os.kill(site.pid, signal.SIGTERM)
-    give_up_s = time.monotonic() + DOWN_TIMEOUT_S
-    while discovery.is_alive(site.pid):
-        if time.monotonic() > give_up_s:
-            raise Failure(
-                f"site {site.pid} did not stop in {DOWN_TIMEOUT_S:.0f} s; see {path}/logs/site.log",
-                EXIT_FAILED,
-            )
-        time.sleep(_POLL_S)
+    if pid:
+        _end(pid, f"site {pid}", path)
+    if agent is not None and running_agent(path) == agent:
+        _end(agent.pid, f"the agent {agent.pid} of a site that was killed", path)
     if as_json:
-        print_json({"stopped": True, "pid": site.pid, "url": site.url})
-    else:
-        typer.echo(f"site at {site.url} (pid {site.pid}) stopped")
+        url = site.url if site is not None else ""
+        print_json({"stopped": True, "pid": pid or (agent.pid if agent else 0), "url": url})
+    elif pid:
+        typer.echo(f"site{f' at {site.url}' if site else ''} (pid {pid}) stopped")
+    elif agent is not None:
+        typer.echo(f"the site had died; its agent (pid {agent.pid}) and what that ran are stopped")
+
+
+def _end(pid: int, name: str, path: Path) -> None:
+    """SIGTERM, and until it is gone. Raises Failure when that takes too long."""
+    from isthmus.core.discovery import is_alive
+
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    give_up_s = time.monotonic() + DOWN_TIMEOUT_S
+    while is_alive(pid):
+        if time.monotonic() > give_up_s:
+            raise Failure(f"{name} did not stop in {DOWN_TIMEOUT_S:.0f} s; see {path}/logs", EXIT_FAILED)
+        time.sleep(_POLL_S)
 
 
 def status(state: State = None, as_json: Json = False) -> None:

@@ -4,7 +4,9 @@ Order of precedence: environment (`ISTHMUS_<SECTION>__<FIELD>`), then the TOML f
 (`settings_sources.py` reads them). Nothing else in isthmus reads settings from files or the environment.
 """
 
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +19,7 @@ from isthmus.core.errors import SettingsError
 from isthmus.core.kinds import Licenses, amounts, check
 from isthmus.core.units import parse_bytes
 
+_LISTEN = re.compile(r"tcp://(\[[^\]]+\]|[^:/]+):\d{1,5}|unix:.+")
 PoolName = Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,30}$")]  # part of names of jobs and nodes
 
 
@@ -122,6 +125,10 @@ class NodeSettings(Section, frozen=True):
 
     def __post_init__(self) -> None:
         check({}, self.bandwidth, self.cache)
+        if self.memory:
+            parse_bytes(self.memory)
+        if self.listen and not _LISTEN.fullmatch(self.listen):
+            raise ValueError(f"listen = {self.listen!r}; write it like tcp://0.0.0.0:0, or unix:/PATH")
         if self.cache and not self.cache_path:
             raise ValueError("cache needs cache_path, a directory on the node's own disk")
 
@@ -391,9 +398,20 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
             raise SettingsError(f"no settings file at {path}") from error
     settings_sources.overlay(tree, environ, Settings.__struct_fields__)
     try:
-        return msgspec.convert(tree, Settings, strict=False)
+        settings = msgspec.convert(tree, Settings, strict=False)
+        _refuse_endless(msgspec.to_builtins(settings), "$")
+        return settings
     except msgspec.ValidationError as error:
         raise SettingsError(f"{path} or {settings_sources.PREFIX}* variables: {error}") from error
+
+
+def _refuse_endless(value: object, path: str) -> None:
+    """No setting may be infinite or no number at all: deadlines are counted in integers."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _refuse_endless(item, f"{path}.{name}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise msgspec.ValidationError(f"`{value}` is no finite number - at `{path}`")
 
 
 def _xdg(explicit: str, variable: str, fallback: str) -> Path:

@@ -20,7 +20,13 @@ import msgspec
 
 from isthmus.core.api import KeySummary, NewKey
 from isthmus.core.clock import Clock
-from isthmus.core.errors import AuthError, InvalidRequestError, NotFoundError, SiteUnavailableError
+from isthmus.core.errors import (
+    AuthError,
+    InvalidRequestError,
+    NotFoundError,
+    SettingsError,
+    SiteUnavailableError,
+)
 from isthmus.core.ids import KeyId, TenantId, new_id
 from isthmus.core.model import Principal, Quota, Record
 
@@ -81,7 +87,14 @@ class KeyStore:
         self._clock = clock
         path.touch(mode=0o600)
         self._database = sqlite3.connect(path, isolation_level=None)
-        self._database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}")
+        try:
+            self._database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}")
+        except sqlite3.DatabaseError as error:
+            self._database.close()
+            raise SettingsError(
+                f"cannot use {path}: {error}; free disk space, or put back a copy (moved away, all API keys "
+                "are gone)"
+            ) from error
         self._audited = 0
         self._keys = {row[0]: _load(row) for row in self._database.execute("SELECT * FROM keys")}
         quotas = self._database.execute("SELECT tenant, quota FROM quotas")

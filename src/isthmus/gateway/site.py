@@ -7,6 +7,7 @@ start a clean one.
 """
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -46,7 +47,10 @@ from isthmus.services.jobs import CallStore, Jobs, Relay
 from isthmus.telemetry import logs
 
 FIRST_AGENT_TIMEOUT_S = 20.0  # the site is ready even if its agent is not: requests wait for nodes
+STATE_POLL_S = 2.0
 PARENT_POLL_S = 1.0  # only where the kernel has no pidfd
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 _log = structlog.get_logger("gateway.site")
 
@@ -64,9 +68,16 @@ class SiteOptions(Record, frozen=True):
 
 def run(settings: Settings, options: SiteOptions, on_ready: Callable[[SiteFile], None]) -> None:
     """Serve until SIGTERM, SIGINT or the parent's end. Raises SettingsError when it cannot start."""
-    with _state(options):
-        logs.configure(options.state / "logs" / "site.log")
-        asyncio.run(_serve(settings, options, on_ready, SystemClock()))
+    try:
+        with _state(options):
+            logs.configure(options.state / "logs" / "site.log")
+            asyncio.run(_serve(settings, options, on_ready, SystemClock()))
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise SettingsError(
+            f"cannot write in {options.state}: {error.strerror}; name another directory with --state"
+        ) from error
 
 
 @contextmanager
@@ -94,6 +105,7 @@ async def _serve(
         ephemeral=options.ephemeral,
     )
     stop = _stop_event(options.parent)
+    _watch_state(options.state, stop)
     with listener, ExitStack() as stack:
         parts = _build(settings, options, clock, site, stack)
         async with _running(parts, listener, stop):
@@ -222,6 +234,15 @@ def _stop_event(parent: int) -> asyncio.Event:
     if parent:
         _watch(parent, stop)
     return stop
+
+
+def _watch_state(state: Path, stop: asyncio.Event) -> None:
+    """Without its directory nobody can find the site any more, nor `isthmus down` stop it."""
+    if state_directory.is_gone(state):
+        _log.error("the state directory was removed: stopping", state=str(state))
+        stop.set()
+    else:
+        asyncio.get_running_loop().call_later(STATE_POLL_S, _watch_state, state, stop)
 
 
 def _watch(parent: int, stop: asyncio.Event) -> None:

@@ -52,6 +52,24 @@ def hold(state: Path) -> Iterator[None]:
         yield
 
 
+def holder(state: Path) -> int:
+    """Process id of the site that holds the directory, also while it starts or stops; 0: none does."""
+    try:
+        with open(state / "lock", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with contextlib.suppress(OSError, ValueError):
+            return int((state / "lock").read_text("ascii"))
+    except OSError:
+        return 0
+    return 0
+
+
+def is_gone(state: Path) -> bool:
+    """Whether somebody removed the directory that a running site holds."""
+    return not (state / "lock").exists()
+
+
 def announce(state: Path, site: SiteFile) -> None:
     temporary = state / f".{SITE_FILE}"
     temporary.write_bytes(msgspec.json.encode(site))

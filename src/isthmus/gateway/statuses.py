@@ -39,4 +39,6 @@ def status_of(error: errors.IsthmusError) -> int:
 
 
 def body_of(error: errors.IsthmusError) -> ErrorBody:
-    return ErrorBody(code=type(error).__name__, message=str(error), retryable=error.retryable)
+    """The code is a class that clients know: of an error from elsewhere, its nearest ancestor in the tree."""
+    code = next(kind.__name__ for kind in type(error).__mro__ if kind in STATUSES)
+    return ErrorBody(code=code, message=str(error), retryable=error.retryable)

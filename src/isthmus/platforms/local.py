@@ -240,11 +240,8 @@ class LocalPlatform:
 
     def _find_agent(self) -> AgentFile | None:
         """The agent of an earlier site that still runs and dials us; one that dials elsewhere is replaced."""
-        try:
-            agent = msgspec.json.decode((self._state / "agent.json").read_bytes(), type=AgentFile)
-        except (OSError, msgspec.MsgspecError):
-            return None
-        if not is_alive(agent.pid) or _started(agent.pid) != agent.started:
+        agent = running_agent(self._state)
+        if agent is None:
             return None
         if agent.url == self._agent_url:
             return agent
@@ -252,6 +249,15 @@ class LocalPlatform:
         with contextlib.suppress(ProcessLookupError):
             os.kill(agent.pid, signal.SIGKILL)  # only the agent: its executors are adopted by the next one
         return None
+
+
+def running_agent(state: Path) -> AgentFile | None:
+    """The agent that a site, perhaps dead by now, started in this state directory and that still runs."""
+    try:
+        agent = msgspec.json.decode((state / "agent.json").read_bytes(), type=AgentFile)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return agent if is_alive(agent.pid) and _started(agent.pid) == agent.started else None
 
 
 @contextlib.contextmanager

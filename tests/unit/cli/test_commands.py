@@ -67,10 +67,21 @@ def test_help_loads_next_to_nothing_so_that_it_answers_soon():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["explain"], ["up", "--port", "x"], ["leases", "--nonsense"]], ids=" ".join
+    "arguments",
+    [["nonsense"], ["explain"], ["up", "--port", "99999"], ["leases", "--nonsense"]],
+    ids=" ".join,
 )
 def test_wrong_usage_has_exit_code_2(run, arguments):
     assert run(*arguments).code == 2
+
+
+@pytest.mark.parametrize("flags", [[], ["--detach"]], ids=["here", "detached"])
+def test_a_state_directory_that_cannot_be_one_is_told_in_one_line(run, tmp_path, flags):
+    (tmp_path / "thesis").write_text("years of work")
+    done = run("up", "--state", str(tmp_path / "thesis"), *flags)
+    assert done.code == 1
+    assert f"cannot use {tmp_path}/thesis as state directory" in done.complaint
+    assert done.complaint.count("\n") == 1
 
 
 def test_config_tells_value_origin_and_meaning(run, tmp_path):

@@ -30,4 +30,5 @@ def test_a_subclass_from_elsewhere_gets_the_status_of_its_nearest_ancestor():
     class DiskFullError(errors.SiteUnavailableError):
         pass
 
+    assert body_of(DiskFullError("full")).code == "SiteUnavailableError"
     assert status_of(DiskFullError("full")) == STATUSES[errors.SiteUnavailableError]
