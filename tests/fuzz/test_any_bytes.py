@@ -51,7 +51,7 @@ def damaged(seed: bytes) -> st.SearchStrategy[bytes]:
 
 
 ANY_BYTES = st.one_of(st.binary(max_size=300), *map(damaged, _SEEDS))
-_FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_FUZZ = settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.__name__)

@@ -77,13 +77,13 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(value=VALUES)
 def test_values_come_back_with_their_types(value: Any) -> None:
     assert same(through(value), value)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(args=st.lists(VALUES, max_size=3).map(tuple), kwargs=st.dictionaries(st.text(), VALUES, max_size=2))
 def test_calls_come_back_with_their_types(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     encoded = codec.encode_call(args, kwargs)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.core.clock import SystemClock
@@ -38,7 +38,6 @@ def test_too_many_are_refused_with_the_number_that_is_taken() -> None:
         parse(f"{{{numbers}}}".encode())
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_signals_or_a_signal_error(body: bytes) -> None:
     try:

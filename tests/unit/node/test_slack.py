@@ -1,7 +1,7 @@
 """What runs, freezes and leaves, by what the owner leaves idle."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.core.ids import LeaseId
@@ -68,7 +68,6 @@ GUESTS = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4), st.integers(0,
 )
 
 
-@settings(deadline=None)
 @given(GUESTS, st.integers(0, 8), st.integers(-4, 16))
 def test_what_runs_afterwards_fits_the_slack(guests: list[Guest], cores: int, memory: int) -> None:
     verdict = judge(guests, Slack(cores, memory * GIB), 10 * S, 2 * S)

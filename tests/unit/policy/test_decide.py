@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.core.model import LeaseClass, Quota
@@ -290,7 +290,6 @@ def test_a_decision_is_told_in_words(count: int) -> None:
 free_cores = st.lists(st.integers(0, 8), min_size=1, max_size=40)
 
 
-@settings(deadline=None)
 @given(free=free_cores, cores=st.integers(1, 4), count=st.integers(1, 30), together=st.booleans())
 def test_no_decision_over_commits_a_node(free: list[int], cores: int, count: int, together: bool) -> None:
     rows = [node(f"n{i}", free=left, cores=8, zone=str(i % 3)) for i, left in enumerate(free)]
@@ -303,7 +302,6 @@ def test_no_decision_over_commits_a_node(free: list[int], cores: int, count: int
     assert len(decision.places) == (0 if together and expected < count else expected)
 
 
-@settings(deadline=None)
 @given(free=free_cores)
 def test_a_snapshot_from_the_log_decides_the_same(free: list[int]) -> None:
     rows = [node(f"n{i}", free=left, cores=8, zone=str(i % 3)) for i, left in enumerate(free)]

@@ -92,14 +92,14 @@ def test_the_example_of_the_paper_comes_out_as_published() -> None:
     assert site.share("a") == pytest.approx(site.share("b")) == pytest.approx(2 / 3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sites)
 def test_nothing_stays_free_that_somebody_could_use(wanted: dict[str, Resources]) -> None:
     site = Site(AT_ONCE, wanted)
     assert not any(site.fits(tenant) for tenant in site.tasks)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sites)
 def test_nobody_would_rather_have_its_nth_of_the_site(wanted: dict[str, Resources]) -> None:
     """Sharing incentive, up to the one task of each that may be under way."""
@@ -109,7 +109,7 @@ def test_nobody_would_rather_have_its_nth_of_the_site(wanted: dict[str, Resource
         assert site.share(tenant) >= (1 - granularity) / len(wanted) - 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sites, tasks)
 @example({"t0": task(1, 4), "t1": task(3, 1)}, task(3, 4))
 def test_nobody_gains_by_asking_for_other_than_it_needs(wanted: dict[str, Resources], lie: Resources) -> None:
@@ -121,7 +121,7 @@ def test_nobody_gains_by_asking_for_other_than_it_needs(wanted: dict[str, Resour
     assert useful * honest.task_share("t0") <= honest.share("t0") + granularity
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(tasks, st.integers(1, 4))
 def test_a_tenant_of_twice_the_weight_gets_twice_the_share(one: Resources, weight: int) -> None:
     policies = load_policies(f"[fair]\nhalf_life_h = 0\n[tenants.heavy]\nweight = {weight}\n")

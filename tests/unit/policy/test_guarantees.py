@@ -1,6 +1,6 @@
 """What is guaranteed to a tenant, lent to others, and taken back from them."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.core.ids import TenantId
@@ -122,7 +122,6 @@ def _with_spent(site: Snapshot, spent: dict[int, float]) -> Snapshot:
     )
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["bob", "carol"]), st.integers(1, 4), st.integers(0, 1)), max_size=8),
     st.integers(1, 4),

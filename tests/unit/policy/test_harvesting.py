@@ -1,6 +1,6 @@
 """What of batch jobs may be harvested, by policy."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.policy import ALLOW_ALL, load_policies
@@ -66,7 +66,6 @@ def test_a_protection_that_cannot_be_evaluated_protects() -> None:
     assert consent(green, JOB, SLACK, {}, NOON).amount == NOTHING  # no signal now
 
 
-@settings(deadline=None)
 @given(st.integers(0, 64), st.integers(0, 64))
 def test_never_more_than_the_slack_is_taken(cores: int, others: int) -> None:
     job = Job(id="17", user="ann", partition="batch")

@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.core.ids import NodeId
@@ -48,7 +48,6 @@ def test_an_elastic_lease_goes_where_an_agent_stands_ready_and_a_reserved_one_do
     assert snapshot(*rows).nodes.total.cores == 8, "a pool's allocation is part of another node"
 
 
-@settings(deadline=None)
 @given(rows, bookings)
 def test_shelves_say_what_the_columns_say(
     shown: list[tuple[int, int, int, bool, int]], booked: list[tuple[int, int, int]]
@@ -62,7 +61,6 @@ def test_shelves_say_what_the_columns_say(
     assert len(set(shelves.of_node.tolist())) == len(set(keys))
 
 
-@settings(deadline=None)
 @given(rows, bookings, st.integers(1, 3), st.lists(st.sampled_from([0.0, 1.0, -np.inf]), min_size=40))
 def test_nodes_come_in_order_of_their_score_and_then_of_the_table(
     shown: list[tuple[int, int, int, bool, int]],

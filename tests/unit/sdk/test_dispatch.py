@@ -184,7 +184,7 @@ class World(RuleBasedStateMachine):
         return executor, next(iter(executor.inflight))
 
 
-World.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+World.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestWorld = World.TestCase
 
 
