@@ -40,6 +40,7 @@ from isthmus.sdk.work import (
     Send,
     Settle,
     State,
+    Warn,
 )
 
 WINDOW_MAX = 128  # calls in flight on one executor; below the 256 credits a channel starts with
@@ -47,6 +48,8 @@ PREFETCH_S = 0.004  # work kept queued at an executor; more hides latency, less 
 GROW_BACKLOG_S = 0.05  # a backlog shorter than a cold start is not worth a lease
 GROW_PAUSE_S_MAX = 5.0
 QUEUE_WAIT_S = 60.0  # one stay in the site's queue when we hold nothing at all; then another
+ROOM_WAIT_S = 0.5  # at least, for the executors that we gave back ourselves to make room
+WARN_S = 10.0  # calls that have had no executor for so long are told of; then after twice as long, and so on
 SITE_ATTEMPTS_MAX = 3  # requests that find no site before calls without an executor fail
 GRANT_ATTEMPTS_MAX = 10  # ... or an executor that was taken back before we came
 IDLE_S = 2.0  # an executor without work is given back after this
@@ -61,6 +64,7 @@ class _Due(enum.Enum):
     RETRY = enum.auto()
     GROW = enum.auto()
     IDLE = enum.auto()
+    WARN = enum.auto()
 
 
 def _attempts_max(error: IsthmusError) -> int:
@@ -163,6 +167,7 @@ class Dispatch:
     def granted(self, pool: Pool, executors: list[Executor], now_s: float) -> None:
         pool.requesting, pool.pause_s = False, GROW_PAUSE_S
         pool.refusals = pool.silences = 0
+        pool.waiting_s = pool.warn_s = NEVER
         pool.growth *= 2
         if pool.retired:  # its user left while the request was under way
             self.effects += [Release(executor) for executor in executors]
@@ -175,7 +180,7 @@ class Dispatch:
 
     def refused(self, pool: Pool, error: IsthmusError, now_s: float) -> None:
         """The site gave nothing: go on with what we hold; with nothing in hand, wait our turn, then fail."""
-        pool.requesting, pool.growth = False, 1
+        pool.requesting, pool.growth, pool.why = False, 1, str(error)
         if pool.executors:
             self._release_idle_elsewhere(pool, now_s)
             self._pause_growth(pool, now_s)
@@ -260,6 +265,8 @@ class Dispatch:
                 self._call_due(due, target, now_s)
             elif isinstance(target, Executor):
                 self._idle_due(target, now_s)
+            elif isinstance(target, Pool) and due is _Due.WARN:
+                self._warn_due(target, now_s)
             elif isinstance(target, Pool):
                 self._assign(target, now_s)
 
@@ -297,6 +304,19 @@ class Dispatch:
             self._release(executor)
             return
         self._at(max(executor.last_s + limit_s, now_s + IDLE_S / 2), _Due.IDLE, executor)
+
+    def _warn_due(self, pool: Pool, now_s: float) -> None:
+        if now_s < pool.warn_s:  # the wait that this timer was for is over
+            return
+        waited_s = now_s - pool.waiting_s
+        pool.waiting_s = pool.warn_s = NEVER
+        if pool.queue and not pool.executors:
+            self.effects.append(Warn(pool, waited_s))
+            self._watch(pool, now_s - waited_s, now_s + waited_s)
+
+    def _watch(self, pool: Pool, waiting_s: float, warn_s: float) -> None:
+        pool.waiting_s, pool.warn_s = waiting_s, warn_s
+        self._at(warn_s, _Due.WARN, pool)
 
     # inside ------------------------------------------------------------------------
     def _assign(self, pool: Pool, now_s: float) -> None:
@@ -340,7 +360,9 @@ class Dispatch:
             or self._backlog_s(pool) < GROW_BACKLOG_S
         ):
             return
-        wait_s = QUEUE_WAIT_S if pool.refusals and not pool.executors else 0.0
+        wait_s = self._queue_wait_s(pool, now_s) if pool.refusals and not pool.executors else 0.0
+        if not pool.executors and pool.waiting_s == NEVER:
+            self._watch(pool, now_s, now_s + WARN_S)
         self._request(pool, min(room, pool.growth, len(pool.queue)), wait_s)
 
     def _backlog_s(self, pool: Pool) -> float:
@@ -361,11 +383,15 @@ class Dispatch:
         self._release_idle_elsewhere(pool, now_s)
         if pool.refusals == 1:
             pool.refused_s = now_s
-            self._request(pool, 1, QUEUE_WAIT_S)
-        elif now_s - pool.refused_s < self._capacity_wait_s:
+            self._request(pool, 1, max(self._queue_wait_s(pool, now_s), ROOM_WAIT_S))
+        elif self._queue_wait_s(pool, now_s) > 0:
             self._pause_growth(pool, now_s)
         else:
             self._fail_queue(pool, error)
+
+    def _queue_wait_s(self, pool: Pool, now_s: float) -> float:
+        """What one stay in the site's queue may take of the time that these calls have to wait."""
+        return min(QUEUE_WAIT_S, max(self._capacity_wait_s - (now_s - pool.refused_s), 0.0))
 
     def _pause_growth(self, pool: Pool, now_s: float) -> None:
         pool.grow_after_s = now_s + pool.pause_s

@@ -423,6 +423,11 @@ class Engine(Progress):
                         self.keeper.kill(_link(executor))
                     case work.Release(executor):
                         self._release(executor)
+                    case work.Warn(pool, waited_s):
+                        log.warning(
+                            "%d calls have waited %.0f s for an executor (%s); `isthmus status` and `isthmus "
+                            "nodes` say more", len(pool.queue), waited_s, pool.why or "no answer yet",
+                        )  # fmt: skip
         return settled
 
     def _send(self, executor: Executor, call: Call) -> None:

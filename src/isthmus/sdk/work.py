@@ -78,6 +78,9 @@ class Pool:
     pause_s: float = GROW_PAUSE_S
     refusals: int = 0  # for want of capacity, in a row
     refused_s: float = 0.0  # when the first of them came
+    waiting_s: float = NEVER  # since when its calls have had no executor
+    warn_s: float = NEVER  # when somebody is told of that
+    why: str = ""  # the site's latest words on that
     silences: int = 0  # requests in a row that found no site, or an executor that was gone
     broken: BaseException | None = None
     retired: bool = False  # its executors were given back; it gets no others
@@ -118,9 +121,16 @@ class Examine(NamedTuple):
     call: Call
 
 
+class Warn(NamedTuple):
+    """Somebody should learn that the calls of this pool still wait."""
+
+    pool: Pool
+    waited_s: float
+
+
 class Settle(NamedTuple):
     call: Call
     error: BaseException
 
 
-Effect = Send | Interrupt | Kill | Request | Release | Examine | Settle
+Effect = Send | Interrupt | Kill | Request | Release | Examine | Settle | Warn
