@@ -27,17 +27,8 @@ log = logging.getLogger("isthmus.sdk")
 
 RENEW_SHARE = 1 / 3  # of a lease's life between renewals: two may fail before it ends
 RENEW_S_MIN = 0.2
-DEATH_PAUSES_S = (
-    0.0,
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-    0.4,
-    0.8,
-    1.6,
-    3.2,
-)  # Slurm may take seconds to say why it ended a job
+# How long the site may take to learn of a death: Slurm may need seconds to say why it ended a job.
+DEATH_PAUSES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 GIVE_BACK_S_MAX = 5.0  # how long `close` waits for the site to take leases back
 
 
