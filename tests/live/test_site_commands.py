@@ -99,6 +99,7 @@ def test_a_key_is_made_used_by_login_and_revoked(isthmus, as_json, elsewhere, si
     assert json.loads(elsewhere("status", "--json").words)["tenant"] == "physics"
     assert as_json("token", "revoke", created["key"])["revoked"]
     assert elsewhere("status").code == 1
+    assert "no key for http://other" in isthmus("login", "--forget", "http://other").complaint
     again = elsewhere("login", site.url, input=created["secret"])
     assert again.code == 1
     assert "revoked" in again.complaint
@@ -142,6 +143,22 @@ def test_a_quota_changes_only_in_what_is_named_and_shares_are_listed(isthmus, as
     assert as_json("tenant", "quota", "physics", "--cores", "0", "--core-hours", "0")["cores"] == 0
     (own,) = (row for row in as_json("tenant", "list") if row["held"]["leases"])
     assert own["standing"]["level"] > 0
+
+
+def test_a_tenant_without_a_key_is_pointed_out_and_one_with_a_quota_is_listed(isthmus, as_json, site):
+    said = isthmus("tenant", "quota", "phyiscs", "--cores", "1")
+    assert (said.code, "nobody has a key of tenant 'phyiscs'" in said.complaint) == (0, True)
+    assert "phyiscs" in [row["standing"]["tenant"] for row in as_json("tenant", "list")]
+    with site.client() as client:
+        for name in ("x" * 65, "a%0Ab"):
+            assert client.put(f"/v1/tenants/{name}", json={}).status_code == 400
+
+
+def test_an_id_never_leads_to_another_path(isthmus, site):
+    assert isthmus("cancel", "../leases/ls_x").code == 4
+    assert isthmus("release", "..").code == 4
+    with site.client() as client:
+        assert client.delete("/v1/leases/ls_x/executors/ex_..%2f").status_code == 404
 
 
 def test_licences_are_listed_tried_and_limited_by_name(isthmus, as_json):

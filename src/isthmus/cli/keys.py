@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from isthmus.cli.failures import Failure
+from isthmus.cli.failures import EXIT_NOT_FOUND, Failure
 from isthmus.cli.options import Json, State
 from isthmus.cli.output import age, print_json, printable, show
 from isthmus.cli.sites import Site, open_site
@@ -28,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 def login(
     url: Annotated[str, typer.Argument(help="URL of the site, like https://isthmus.example.org.")] = "",
-    forget: Annotated[bool, typer.Option("--forget", help="Forget the site and its key instead.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Forget the site (that of URL, else the one in use) and its key.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Remember a site and your key for it.
@@ -40,18 +42,23 @@ def login(
       echo $KEY | isthmus login https://isthmus.example.org
       isthmus login --forget                               back to this machine's own site
     """
-    from isthmus.core.discovery import Login, login_path, read_login
+    from isthmus.core.discovery import Endpoint, Login, is_site_url, login_path, read_login
 
     known = read_login()
-    keys = (
-        {site: key for site, key in known.keys.items() if site != known.site} if forget else dict(known.keys)
-    )
-    url = "" if forget else url.rstrip("/")
-    if not forget:
-        if not url.startswith(("http://", "https://")):
-            raise Failure("give the site's URL, for example: isthmus login https://isthmus.example.org")
-        keys[url] = _ask_key()
-        Site(url, keys[url]).get("status")  # a wrong key is refused now, not at the first call
+    url, keys = url.rstrip("/"), dict(known.keys)
+    if forget:
+        forgotten = url or known.site
+        if keys.pop(forgotten, None) is None and url:
+            raise Failure(f"no key for {url} is known; there are {', '.join(keys) or 'none'}", EXIT_NOT_FOUND)
+        url = "" if known.site == forgotten else known.site
+    elif not is_site_url(url):
+        raise typer.BadParameter(
+            "give the site's URL, for example: isthmus login https://isthmus.example.org"
+        )
+    else:
+        endpoint = Endpoint(url, _ask_key())
+        Site(url, endpoint.key).get("status")  # a wrong key is refused now, not at the first call
+        keys[url] = endpoint.key
     _write(Login(site=url, keys=keys))
     if as_json:
         print_json({"site": url, "file": str(login_path())})

@@ -107,6 +107,8 @@ def dry_run(
 ) -> None:
     """Tell what a request would get now, without making a lease.
 
+    A denial is an answer too, with exit code 0; programs read `outcome` of --json.
+
     \b
       isthmus policy dry-run --cores 4 --memory 8GiB
       isthmus policy dry-run new-policy.toml --cores 4

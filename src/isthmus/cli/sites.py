@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from isthmus.cli.failures import EXIT_NOT_RUNNING, Failure, failure_of
+from isthmus.cli.failures import EXIT_NOT_FOUND, EXIT_NOT_RUNNING, Failure, failure_of
 
+START_ONE = "start one with `isthmus up --detach`"
+ASK_THERE = "check the URL, and whether that site runs"
 TIMEOUT_S = 90.0  # a lease request may wait for a minute
 
 
 class Site:
-    def __init__(self, url: str, key: str) -> None:
+    """`remedy`: what to do when it does not answer."""
+
+    def __init__(self, url: str, key: str, remedy: str = ASK_THERE) -> None:
         self.url = url
         self.key = key
+        self.remedy = remedy
 
     def get(self, *path: str, **query: object) -> Any:
         return self.ask("GET", *path, query=query)
@@ -34,6 +39,9 @@ class Site:
         self, method: str, *path: str, body: object = None, query: dict[str, object] | None = None
     ) -> Any:
         """The decoded answer. Each part of the path is escaped. Raises Failure."""
+        for part in path:
+            if "/" in part or part in ("", ".", ".."):  # a server would read it as other parts of the path
+                raise Failure(f"no id or name is {part!r}", EXIT_NOT_FOUND)
         target = "/v1/" + "/".join(quote(part, safe="") for part in path)
         if query:
             target += "?" + urlencode(query)
@@ -65,7 +73,7 @@ class Site:
             return response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
             words = f"the site at {self.url} does not answer ({error or type(error).__name__})"
-            raise Failure(f"{words}; start one with `isthmus up --detach`", EXIT_NOT_RUNNING) from error
+            raise Failure(f"{words}; {self.remedy}", EXIT_NOT_RUNNING) from error
         finally:
             connection.close()
 
@@ -81,4 +89,5 @@ def open_site(state: Path | None) -> Site:
             f"no site is running in {loaded.state_path}; start one with `isthmus up --detach`",
             EXIT_NOT_RUNNING,
         )
-    return Site(found.url, found.key)
+    local = state is not None or found == discovery.find_local(loaded.state_path)
+    return Site(found.url, found.key, START_ONE if local else ASK_THERE)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from isthmus.cli.options import Json, State, parse_counts
-from isthmus.cli.output import show, show_fields
+from isthmus.cli.output import printable, show, show_fields
 from isthmus.cli.sites import open_site
 
 tenant = typer.Typer(
@@ -94,6 +94,8 @@ def quota(
     changes = {field: value for field, value in asked.items() if value is not None}
     if changes:
         document = site.put("tenants", name, body={**document, **changes})
+        if not as_json and not any(row["tenant"] == name and not row["revoked"] for row in site.get("keys")):
+            typer.echo(printable(f"note: nobody has a key of tenant {name!r}; is that its name?"), err=True)
     memory_bytes, rate = document["memory_bytes"], parse_rate(document["bandwidth"])
     cache_bytes = parse_bytes(document["cache"])
     show_fields(

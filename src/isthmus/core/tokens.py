@@ -18,6 +18,7 @@ from isthmus.core.ids import LeaseId, NodeId, TenantId
 from isthmus.core.model import Record
 
 TOKEN_BYTES_MAX = 2048
+DOUBT_S = 3600.0  # nobody holds on to a token for so long: a clock is wrong
 
 
 class Claims(Record, frozen=True):
@@ -61,7 +62,9 @@ def verify(token: str, key: bytes, lease: LeaseId, now_s: float) -> Claims:
     if claims.lease != lease:
         raise TokenError(f"lease token is for {claims.lease}, this executor belongs to {lease}")
     if claims.expires_s < now_s:
-        raise TokenError(f"lease token expired {now_s - claims.expires_s:.1f} s ago; renew the lease")
+        late_s = now_s - claims.expires_s
+        doubt = ", or set right the clocks of this node and the site's machine" if late_s > DOUBT_S else ""
+        raise TokenError(f"lease token expired {late_s:.1f} s ago; renew the lease{doubt}")
     return claims
 
 

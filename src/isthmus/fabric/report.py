@@ -48,8 +48,9 @@ class FabricReport(Record, frozen=True):
 
 _SOURCES = {
     "named": "named by ISTHMUS_UCX_LIBRARY",
-    "site": "the site's own",
-    "wheel": "the libucx wheel",
+    "site": "this machine's own, taken before the libucx wheel: it knows the devices here; "
+    "ISTHMUS_UCX_LIBRARY names another",
+    "wheel": "the libucx wheel: this machine has none of its own",
 }
 
 

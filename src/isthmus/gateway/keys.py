@@ -107,11 +107,9 @@ class KeyStore:
 
     def create(self, new: NewKey) -> KeySummary:
         """A new key; the reply is the only place that ever holds its secret. Raises InvalidRequestError."""
-        printable = (new.tenant + new.label).isprintable()
-        if not printable or not 0 < len(new.tenant) <= 64 or len(new.label) > 200:
-            raise InvalidRequestError(
-                "a tenant's name has 1 to 64 printable characters, a key's label at most 200 such"
-            )
+        _check_name(new.tenant)
+        if not new.label.isprintable() or len(new.label) > 200:
+            raise InvalidRequestError("a key's label has at most 200 printable characters")
         if len(self._keys) >= KEYS_MAX:
             raise InvalidRequestError(f"this site holds {KEYS_MAX} keys already")
         key_id = KeyId(new_id("key"))
@@ -155,10 +153,16 @@ class KeyStore:
         self._keys[key_id].revoked = True
         return _summary(self._keys[key_id])
 
+    def tenants(self) -> set[TenantId]:
+        """Those that hold a key, or have a quota."""
+        return {key.tenant for key in self._keys.values() if not key.revoked} | set(self._quotas)
+
     def quota(self, tenant: TenantId) -> Quota:
         return self._quotas.get(tenant, Quota())
 
     def set_quota(self, tenant: TenantId, quota: Quota) -> None:
+        """Raises InvalidRequestError when this can be no tenant's name."""
+        _check_name(tenant)
         packed = msgspec.msgpack.encode(quota)
         self._write("INSERT OR REPLACE INTO quotas VALUES (?, ?)", (tenant, packed), durable=True)
         self._quotas[tenant] = quota
@@ -228,6 +232,11 @@ def write_secret(path: Path, data: bytes) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
     temporary.replace(path)
+
+
+def _check_name(tenant: str) -> None:
+    if not tenant.isprintable() or not 0 < len(tenant) <= 64 or "/" in tenant:
+        raise InvalidRequestError("a tenant's name has 1 to 64 printable characters, none of them a slash")
 
 
 def _digest(secret: str) -> bytes:

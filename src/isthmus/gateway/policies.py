@@ -2,7 +2,7 @@
 changed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -78,11 +78,19 @@ class TenantShare(Record, frozen=True):
 
 
 class Policies:
-    """`quota_of` gives a tenant's quota: a dry run may be on anybody's behalf."""
+    """quota_of  gives a tenant's quota: a dry run may be on anybody's behalf
+    tenants   gives those who have keys or quotas, and perhaps never held anything
+    """
 
-    def __init__(self, leasing: Leasing, quota_of: Callable[[TenantId], Quota]) -> None:
+    def __init__(
+        self,
+        leasing: Leasing,
+        quota_of: Callable[[TenantId], Quota],
+        tenants: Callable[[], Collection[TenantId]] = frozenset,
+    ) -> None:
         self._leasing = leasing
         self._quota_of = quota_of
+        self._tenants = tenants
 
     def operations(self) -> list[Operation]:
         return [
@@ -126,7 +134,8 @@ class Policies:
         )
 
     async def shares(self, asked: Asked) -> list[TenantShare]:
-        return [self._share(standing, held) for standing, held in self._leasing.standings(asked.principal)]
+        standings = self._leasing.standings(asked.principal, self._tenants())
+        return [self._share(standing, held) for standing, held in standings]
 
     def _share(self, standing: Standing, held: Holding) -> TenantShare:
         terms = self._leasing.policies.terms_of(standing.tenant)

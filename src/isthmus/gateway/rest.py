@@ -45,7 +45,9 @@ def application(
             for operation in operations
         ),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _explain})
+    site = Starlette(routes=routes, exception_handlers={HTTPException: _explain})
+    site.router.redirect_slashes = False  # a path with a slash too many names nothing
+    return site
 
 
 async def _explain(request: Request, error: Exception) -> Response:

@@ -154,7 +154,7 @@ def _build(
         *Overview(leasing, platform, site, clock).operations(),
         *Leases(leasing, hub).operations(),
         *Nodes(leasing, Functions(leasing)).operations(),
-        *Policies(leasing, keys.quota).operations(),
+        *Policies(leasing, keys.quota, keys.tenants).operations(),
         *Calls(jobs).operations(),
         *Tenants(keys).operations(),
     ]

@@ -8,7 +8,7 @@ leases (`reconciling.py`).
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
@@ -348,10 +348,14 @@ class Leasing:
             await asyncio.sleep(0)
         return summed(judged)
 
-    def standings(self, principal: Principal) -> tuple[tuple[Standing, Holding], ...]:
-        """Where tenants stand by fair share and what they hold, the next to be served first."""
+    def standings(
+        self, principal: Principal, known: Collection[TenantId] = ()
+    ) -> tuple[tuple[Standing, Holding], ...]:
+        """Where tenants stand by fair share and what they hold, the next to be served first; `known` ones
+        also without having held anything.
+        """
         situation = self._books.situation()
-        tenants = {*situation.tenants, *situation.used, *self._policies.terms}
+        tenants = {*situation.tenants, *situation.used, *self._policies.terms, *known}
         seen = sorted(tenant for tenant in tenants if _sees_tenant(principal, tenant))
         ranked = fairness.standings(self._policies, situation, seen)
         return tuple((one, situation.tenants.get(one.tenant, Holding())) for one in ranked)

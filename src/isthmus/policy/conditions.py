@@ -13,6 +13,9 @@ import cel
 from isthmus.core.errors import PolicyError
 from isthmus.core.kinds import OF_NODES
 
+_TOKENS = re.compile(
+    r" expecting \{.*?\}(?= |$)"
+)  # all that the grammar would have taken, which helps nobody
 CONDITION_CHARACTERS_MAX = 4096
 LOOPS_MAX = 2  # in one condition: six of ten rounds each, nested, would hold the site up for half a minute
 
@@ -111,7 +114,7 @@ def _compile(when: str, where: str) -> cel.Program:
     try:
         return cel.compile(when)
     except ValueError as error:
-        detail = " ".join(str(error).split())
+        detail = _TOKENS.sub("", " ".join(str(error).split())).partition(" | ")[0]
         raise PolicyError(f"{where}not a CEL expression: {detail}") from error
 
 

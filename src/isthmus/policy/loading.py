@@ -28,7 +28,7 @@ def load_policies(text: str, source: str = "policy.toml") -> PolicySet:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
-        raise PolicyError(f"{source}:{line[1] if line else text.count(chr(10)) + 1}: {error}") from error
+        raise PolicyError(f"{source}:{line[1] if line else _last_line(text)}: {error}") from error
     tables = _rule_tables(tree, text, source)
     lines = _header_lines(text)
     rules = [_compile(table, text, line, source) for table, line in zip(tables, lines, strict=False)]
@@ -55,6 +55,13 @@ def _union_of_reads(rules: tuple[Rule, ...]) -> dict[str, frozenset[str]]:
     return {root: names for root, names in union.items() if names}
 
 
+def _last_line(text: str) -> int:
+    """Where what stays open until the end of the file began: its last triple quotes, else its last line."""
+    lines = text.splitlines() or [""]
+    quotes = [number for number, line in enumerate(lines, 1) if '"""' in line or "'''" in line]
+    return quotes[-1] if quotes else len(lines)
+
+
 # tables -----------------------------------------------------------------------------------------------------
 def _terms(tree: dict[str, Any], text: str, source: str) -> dict[TenantId, Terms]:
     tables = tree.get("tenants", {})
@@ -79,9 +86,10 @@ def _table(tree: Any, into: type[T], path: str, text: str, source: str) -> T:
 
 
 def _table_line(text: str, path: str) -> int:
-    """The line of `[path]`, in whatever way the file writes it; 1 where it cannot be found."""
+    """The line of `[path]` or `[[path]]`, in whatever way the file writes it; 1 where it cannot be found."""
     words = [re.escape(word) for word in path.split(".")]
-    header = re.compile(r"\s*\[\s*" + r"\s*\.\s*".join(f"[\"']?{word}[\"']?" for word in words) + r"\s*\]")
+    name = r"\s*\.\s*".join(f"[\"']?{word}[\"']?" for word in words)
+    header = re.compile(rf"\s*\[\[?\s*{name}\s*\]")
     lines = text.splitlines()
     exact = [number for number, line in enumerate(lines, 1) if header.match(line)]
     return exact[0] if exact else _key_line(text, 1, path.split(".")[0])
@@ -92,7 +100,7 @@ def _rule_tables(tree: dict[str, Any], text: str, source: str) -> list[dict[str,
     for key in tree:
         if key not in _KEYS:
             raise PolicyError(
-                f"{source}:{_key_line(text, 1, key)}: unknown key {key!r}; "
+                f"{source}:{_table_line(text, key)}: unknown key {key!r}; "
                 "a policy file holds [[rule]] tables, [fair] and [tenants.NAME]"
             )
     tables = tree.get("rule", [])

@@ -68,7 +68,14 @@ def test_help_loads_next_to_nothing_so_that_it_answers_soon():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["explain"], ["up", "--port", "99999"], ["leases", "--nonsense"]],
+    [
+        ["nonsense"],
+        ["login"],
+        ["login", "foo"],
+        ["explain"],
+        ["up", "--port", "99999"],
+        ["leases", "--nonsense"],
+    ],
     ids=" ".join,
 )
 def test_wrong_usage_has_exit_code_2(run, arguments):
@@ -144,4 +151,5 @@ def test_a_site_that_does_not_answer_is_told_as_such_without_the_key(run):
     done = run("status", **dead)
     assert done.code == 3
     assert "does not answer" in done.complaint
+    assert "check the URL" in done.complaint
     assert "isk_secret" not in done.complaint

@@ -17,6 +17,11 @@ def test_a_signed_token_gives_its_claims() -> None:
     assert verify(sign(CLAIMS, KEY), KEY, LEASE, 100.0) == CLAIMS
 
 
+def test_a_token_that_expired_long_ago_makes_one_doubt_the_clocks() -> None:
+    with pytest.raises(TokenError, match=r"the clocks of this node and the site's machine"):
+        verify(sign(CLAIMS, KEY), KEY, LEASE, 100.0 + 86400.0)
+
+
 def test_an_expired_token_says_by_how_much() -> None:
     with pytest.raises(TokenError, match=r"expired 1\.5 s ago"):
         verify(sign(CLAIMS, KEY), KEY, LEASE, 101.5)
