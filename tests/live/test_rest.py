@@ -197,6 +197,7 @@ def test_a_body_over_the_limit_is_refused_whether_announced_or_not(admin):
 
 def test_an_unknown_path_or_method_is_told_as_such(admin):
     assert error_of(admin.get("/v1/nonsense")) == (404, "NotFoundError")
+    assert error_of(admin.delete("/v1/leases/ls_x/executors/ex_..%2f")) == (404, "NotFoundError")
     assert error_of(admin.put("/v1/leases", json={})) == (405, "InvalidRequestError")
 
 

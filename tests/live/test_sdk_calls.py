@@ -120,7 +120,7 @@ def test_a_lost_executor_is_explained_and_replaced(site, fn, args, words):
 
 def test_timeouts_end_running_code_and_its_executor_goes_on(site):
     began_s = time.monotonic()
-    with pytest.raises(isthmus.CallTimeoutError):
+    with pytest.raises(isthmus.CallTimeoutError, match=r"overrun did not end within timeout_s=0\.2"):
         site.call(remote.overrun)
     with pytest.raises(TimeoutError):
         site.submit(remote.nap, 60, timeout_s=0.1).result()
@@ -299,6 +299,21 @@ def test_leaving_a_stream_ends_its_generator(site, tmp_path, end):
     wait_for(mark.exists)
 
 
+def test_a_kept_error_of_an_actor_does_not_keep_its_cores(site):
+    actor = site.actor(remote.Counter)
+    alive = weakref.ref(actor)
+    with pytest.raises(AttributeError) as kept:
+        actor.nope.call()
+    del actor
+    assert kept.value.__traceback__ is not None
+    assert alive() is None
+
+
+def test_what_is_no_id_of_a_call_reaches_nothing_else(site):
+    with pytest.raises(isthmus.NotFoundError):
+        site.result("../leases", timeout_s=10)
+
+
 def test_streaming_a_plain_function_says_to_call_it(site):
     with pytest.raises(isthmus.InvalidRequestError, match=r"site\.call"):
         site.stream(remote.square, 7)
@@ -350,6 +365,8 @@ def test_a_durable_call_has_one_result_for_its_key(site, tmp_path):
     futures = [site.submit(remote.count_up, counter, durable=True, idempotency_key="k") for _ in range(3)]
     assert [future.result(timeout_s=20) for future in futures] == [1, 1, 1]
     assert site.result(futures[0].call_id, timeout_s=20) == 1
+    with pytest.raises(isthmus.InvalidRequestError, match="take another for"):
+        site.submit(remote.square, 7, idempotency_key="k")
 
 
 def test_a_durable_call_raises_what_the_function_raised(site):

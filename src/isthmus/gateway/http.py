@@ -1,5 +1,6 @@
 """The socket and the server below the HTTP application."""
 
+import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,9 @@ def listen(settings: GatewaySettings, preferred_port: int) -> socket.socket:
             failure = error
     else:
         where = f"{settings.host}:{settings.port}"
-        raise SettingsError(f"cannot listen at {where}: {failure.strerror}; change gateway.port")
+        no_host = isinstance(failure, socket.gaierror) or failure.errno == errno.EADDRNOTAVAIL
+        setting = "gateway.host" if no_host else "gateway.port"
+        raise SettingsError(f"cannot listen at {where}: {failure.strerror}; change {setting}")
     # Connections inherit it. Without it each answer of two writes waits 40 ms for the peer's delayed ACK.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

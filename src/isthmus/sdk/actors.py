@@ -36,7 +36,11 @@ class Method:
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Run it and wait for the value."""
-        return self(*args, **kwargs).result()
+        future = self(*args, **kwargs)
+        try:
+            return future.result()
+        finally:
+            del self, future  # a traceback that is kept would keep the actor, and with it its cores
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """For a generator method: its items as they come."""
@@ -102,7 +106,11 @@ class Actor:
         payload = Payload(plan, *plan.encode((method, *args), kwargs))
         payload.items = inbox
         deadline_s = NEVER if plan.spec.timeout_s is None else monotonic() + plan.spec.timeout_s
-        call = Call(next(engine.numbers), plan.pool, payload, Retry(), deadline_s)
+        name = f"{plan.definition.name}.{method}"
+        call = Call(
+            next(engine.numbers), plan.pool, payload, Retry(), deadline_s, name=name,
+            timeout_s=plan.spec.timeout_s,
+        )  # fmt: skip
         future: Future[Any] = Future(engine)
         future.call, payload.future = call, future
         engine.submit(call)

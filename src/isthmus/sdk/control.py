@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -55,20 +56,20 @@ class Control:
         return self._fetch(api.RenewReply, "POST", "/v1/leases/renew", body)
 
     def release(self, lease: LeaseId) -> None:
-        self._repeat("DELETE", f"/v1/leases/{lease}")
+        self._repeat("DELETE", f"/v1/leases/{_part(lease)}")
 
     def lease(self, lease: LeaseId) -> Lease:
-        return self._read(Lease, f"/v1/leases/{lease}")
+        return self._read(Lease, f"/v1/leases/{_part(lease)}")
 
     def leases(self) -> list[Lease]:
         return self._read(list[Lease], "/v1/leases")
 
     def add_executor(self, lease: LeaseId) -> api.ExecutorReply:
-        path = f"/v1/leases/{lease}/executors"
+        path = f"/v1/leases/{_part(lease)}/executors"
         return self._fetch(api.ExecutorReply, "POST", path, timeout_s=START_ALLOWANCE_S)
 
     def kill_executor(self, lease: LeaseId, executor: ExecutorId) -> None:
-        self._repeat("DELETE", f"/v1/leases/{lease}/executors/{executor}")
+        self._repeat("DELETE", f"/v1/leases/{_part(lease)}/executors/{_part(executor)}")
 
     def bill(self) -> list[api.BillRow]:
         return self._read(list[api.BillRow], "/v1/usage")
@@ -84,12 +85,12 @@ class Control:
 
     def call_result(self, call: CallId, wait_s: float) -> api.CallResult:
         body = self._repeat(
-            "GET", f"/v1/calls/{call}/result?wait_s={wait_s}", timeout_s=wait_s + REQUEST_TIMEOUT_S
+            "GET", f"/v1/calls/{_part(call)}/result?wait_s={wait_s}", timeout_s=wait_s + REQUEST_TIMEOUT_S
         )
         return msgspec.msgpack.decode(body, type=api.CallResult)
 
     def cancel_call(self, call: CallId) -> None:
-        self._repeat("DELETE", f"/v1/calls/{call}")
+        self._repeat("DELETE", f"/v1/calls/{_part(call)}")
 
     def hang_up(self) -> None:
         """Break off the requests under way: the site takes back what it has not answered yet. Those fail."""
@@ -179,6 +180,11 @@ class Control:
         if self._closed and self._active == 0 and self._client is not None:
             self._client.close()
             self._client = None
+
+
+def _part(given: str) -> str:
+    """One segment of a path, whatever a user gave as an id."""
+    return quote(given, safe="")
 
 
 def _error_of(body: bytes, status: int, url: str) -> errors.IsthmusError:

@@ -74,6 +74,13 @@ def _attempts_max(error: IsthmusError) -> int:
     return SITE_ATTEMPTS_MAX if isinstance(error, SiteUnavailableError) else 1
 
 
+def _late(call: Call) -> CallTimeoutError:
+    limit = "its time limit" if call.timeout_s is None else f"timeout_s={call.timeout_s:g}"
+    return CallTimeoutError(
+        f"{call.name or 'the call'} did not end within {limit}, its wait for cores included"
+    )
+
+
 class Dispatch:
     def __init__(self, capacity_wait_s: float) -> None:
         """capacity_wait_s: how long calls without an executor may wait for one before they fail."""
@@ -277,8 +284,7 @@ class Dispatch:
             self._requeue(call, now_s)
         elif due is _Due.DEADLINE and call.state is not State.SETTLED and not call.abandoned:
             self._withdraw(call, b"timeout", now_s)
-            late_s = now_s - call.deadline_s
-            self.effects.append(Settle(call, CallTimeoutError(f"timeout_s passed {late_s * 1e3:.0f} ms ago")))
+            self.effects.append(Settle(call, _late(call)))
 
     def _requeue(self, call: Call, now_s: float) -> None:
         if call.pool.broken is not None:

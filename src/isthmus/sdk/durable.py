@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from isthmus.core.api import CallResult, DurableCall, LeaseRequest
-from isthmus.core.errors import CallCancelledError, IsthmusError, SiteUnavailableError
+from isthmus.core.errors import CallCancelledError, InvalidRequestError, IsthmusError, SiteUnavailableError
 from isthmus.core.ids import CallId
 from isthmus.fabric import codec
 from isthmus.fabric.frames import Kind
@@ -54,6 +54,7 @@ class DurableCalls:
                 retries=spec.retries.max,
             )
         )
+        _check_same(summary.function, plan.definition.name, idempotency_key)
         return self.future(summary.call)
 
     def future(self, call: CallId) -> Future[Any]:
@@ -125,6 +126,14 @@ class DurableCalls:
             future.set_exception(error)
         else:
             future.set_result(value)
+
+
+def _check_same(known: str, wanted: str, idempotency_key: str) -> None:
+    """A key that names another function's call is a mistake. Modules may differ: a script is `__main__`."""
+    if known.rpartition(".")[2] != wanted.rpartition(".")[2]:
+        raise InvalidRequestError(
+            f"idempotency_key={idempotency_key!r} names a call of {known} already; take another for {wanted}"
+        )
 
 
 def _outcome(result: CallResult) -> tuple[Any, BaseException | None]:

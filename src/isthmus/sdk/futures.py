@@ -46,12 +46,22 @@ class Future(concurrent.futures.Future[T]):
 
     def result(self, timeout: float | None = None, *, timeout_s: float | None = None) -> T:
         """The function's value, or its exception. Raises TimeoutError when it is not there in time."""
-        return super().result(self._drive(timeout if timeout_s is None else timeout_s))
+        limit_s = timeout if timeout_s is None else timeout_s
+        try:
+            return super().result(self._drive(limit_s))
+        except TimeoutError:
+            if self.done():
+                raise  # the function's own
+            raise TimeoutError(_too_early(limit_s)) from None
 
     def exception(
         self, timeout: float | None = None, *, timeout_s: float | None = None
     ) -> BaseException | None:
-        return super().exception(self._drive(timeout if timeout_s is None else timeout_s))
+        limit_s = timeout if timeout_s is None else timeout_s
+        try:
+            return super().exception(self._drive(limit_s))
+        except TimeoutError:
+            raise TimeoutError(_too_early(limit_s)) from None
 
     def cancel(self) -> bool:
         """Take the call back, queued or running: running code gets an exception, then its process is
@@ -103,3 +113,7 @@ class Future(concurrent.futures.Future[T]):
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self.driver.wait(self, deadline_s)
         return None if deadline_s is None else max(deadline_s - time.monotonic(), 0.0)
+
+
+def _too_early(limit_s: float | None) -> str:
+    return f"no result within {limit_s or 0.0:g} s; the call goes on: wait again, or cancel() it"

@@ -78,7 +78,10 @@ class GroupCall(Generic[R]):
     def _call(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[R]:
         payload = Payload(plan, *plan.encode(args, kwargs))
         deadline_s = NEVER if plan.spec.timeout_s is None else monotonic() + plan.spec.timeout_s
-        call = Call(next(self._engine.numbers), plan.pool, payload, Retry(), deadline_s)
+        call = Call(
+            next(self._engine.numbers), plan.pool, payload, Retry(), deadline_s, name=plan.definition.name,
+            timeout_s=plan.spec.timeout_s,
+        )  # fmt: skip
         future: Future[R] = Future(self._engine)
         future.call, payload.future = call, future
         self._engine.submit(call)

@@ -135,7 +135,9 @@ class Site:
         """Start `fn(*args, **kwargs)` on an executor and give its future.
 
         durable          the site keeps the call: it survives this client and is run at least once; see
-        `result` idempotency_key  the same key names the same durable call, whoever submits it again
+                         `result`
+        idempotency_key  makes it durable too: the same key names the same call, whoever submits it again and
+                         whatever the arguments
         timeout_s        from now until the result; overrides the function's own, like `retries`
         """
         plan = self._plan(fn)
@@ -333,8 +335,11 @@ class Site:
     ) -> Call:
         deadline_s = NEVER if spec.timeout_s is None else (sent_s or monotonic()) + spec.timeout_s
         number = number or next(self._engine.numbers)
-        label = plan.definition.number
-        return Call(number, plan.pool, payload, spec.retries, deadline_s, label=label, sent_s=sent_s)
+        name, label = plan.definition.name, plan.definition.number
+        return Call(
+            number, plan.pool, payload, spec.retries, deadline_s, label=label, sent_s=sent_s, name=name,
+            timeout_s=spec.timeout_s,
+        )  # fmt: skip
 
     def _attach_future(self, call: Call, payload: Payload) -> Future[Any]:
         future: Future[Any] = Future(self._engine)

@@ -163,8 +163,7 @@ def cause_of(
     if reason is EndReason.OUT_OF_MEMORY:
         limit = lease.resources.memory
         return MemoryLimitError(
-            f"executor {executor} went over its lease's memory of {limit} and was killed ({detail}); "
-            "ask for more with Resources(memory=...)"
+            f"executor {executor} was killed ({detail}); ask for more than {limit} with Resources(memory=...)"
         )
     if reason in _TAKEN_BACK:
         return EvictedError(f"lease {lease.lease} was taken back ({reason}: {detail})")

@@ -44,6 +44,8 @@ class Call:
     replayable: bool = True
     abandoned: bool = False
     sent_s: float = 0.0
+    name: str = ""  # for messages, like timeout_s
+    timeout_s: float | None = None
 
 
 @dataclass(slots=True, eq=False, repr=False)
