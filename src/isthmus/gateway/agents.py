@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import hmac
 import secrets
+import time
 from typing import Protocol
 
 import msgspec
@@ -38,6 +39,7 @@ HELLO_TIMEOUT_S = 5.0
 HELLO_BYTES_MAX = 1 << 20  # a hello lists the leases that still run
 ORDER_TIMEOUT_S = 20.0
 BUILD_TIMEOUT_S = 900.0  # an order whose environment must first be installed
+CLOCKS_DIFFER_S = 5.0  # leases bear it, but their times in logs and bills are not comparable
 STRANGERS_MAX = 64  # connections that have not proved themselves yet; beyond it the oldest makes room
 REPORTS_MAX = (
     4096  # reports waiting; a node that outruns the site is cut off and repeats them when it is back
@@ -182,6 +184,9 @@ class AgentHub:
         _log.info(
             "agent joined", node=node, pid=hello.pid, hostname=hello.hostname, running=len(hello.running)
         )
+        ahead_s = hello.now_s - time.time()
+        if hello.now_s and abs(ahead_s) > CLOCKS_DIFFER_S:
+            _log.warning("clocks differ", node=node, node_ahead_s=round(ahead_s, 1))
         reporting = asyncio.create_task(
             self._report(connection, hello, listener), name=f"agents.report {node}"
         )

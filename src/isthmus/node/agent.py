@@ -208,6 +208,7 @@ class Agent:
             hostname=socket.gethostname(), pid=os.getpid(), cores=self._capacity.count,
             memory_bytes=self._capacity.memory_bytes, gpus=self._capacity.gpus,
             enforcement=self._enforcement(), running=self._host.running(), lent=self._lent,
+            now_s=time.time(),
         )  # fmt: skip
 
     def _enforcement(self) -> Enforcement:
@@ -349,12 +350,9 @@ def capacity(settings: NodeSettings, guest: NodeId | None = None) -> Capacity:
         cores = cores[first:] + cores[:first]
     if settings.cores > len(cores):
         raise SettingsError(f"node.cores = {settings.cores}, but this process may use {len(cores)}")
-    try:
-        memory_bytes = (
-            parse_bytes(settings.memory) if settings.memory else int(processes.memory_total_bytes() * 0.8)
-        )
-    except ValueError as error:
-        raise SettingsError(f"node.memory: {error}") from error
+    memory_bytes = (
+        parse_bytes(settings.memory) if settings.memory else int(processes.memory_total_bytes() * 0.8)
+    )
     return Capacity(
         cores=cores[: settings.cores or None], memory_bytes=memory_bytes, amounts=settings.amounts
     )

@@ -52,6 +52,7 @@ class AgentHello(Message, frozen=True):
     enforcement: Enforcement
     running: tuple[RunningLease, ...] = ()
     lent: Lent | None = None  # the node is part of a batch job, and takes harvested leases only
+    now_s: float = 0.0  # by the node's clock
 
 
 class SiteHello(Message, frozen=True):

@@ -3,6 +3,7 @@ itself.
 """
 
 import os
+import socket
 from pathlib import Path
 
 from isthmus.core.errors import SettingsError
@@ -16,10 +17,19 @@ _UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2**63 for "no limit"
 
 
 def check(settings: NodeSettings) -> None:
-    """Raises SettingsError when more cores are named than there are: each lease holds cores of its own."""
+    """Raises SettingsError when more cores are named than there are (each lease holds cores of its own), and
+    when executors could not listen where they shall.
+    """
     usable = len(os.sched_getaffinity(0))
     if settings.cores > usable:
         raise SettingsError(f"node.cores is {settings.cores}, but this process may use {usable} at most")
+
+    if settings.listen.startswith("tcp:"):
+        host = settings.listen.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        try:
+            socket.getaddrinfo(host, None)
+        except (OSError, UnicodeError) as error:
+            raise SettingsError(f"node.listen: {host}: {error}; name an address of this machine") from error
 
 
 def cores(settings: NodeSettings) -> int:
@@ -36,10 +46,7 @@ def cores(settings: NodeSettings) -> int:
 def memory_bytes(settings: NodeSettings) -> int:
     """`settings.memory`, else MEMORY_SHARE of the machine's memory or its cgroup's limit, if less."""
     if settings.memory:
-        try:
-            return parse_bytes(settings.memory)
-        except ValueError as error:
-            raise SettingsError(f"node.memory: {error}") from error
+        return parse_bytes(settings.memory)
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_cgroup_memory_limits()]
     return int(min(limits) * MEMORY_SHARE)
 

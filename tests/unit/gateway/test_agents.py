@@ -4,11 +4,13 @@ import asyncio
 import hashlib
 import hmac
 import secrets
+import time
 from contextlib import asynccontextmanager
 
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
+from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -79,8 +81,8 @@ async def serving():
 
 
 @asynccontextmanager
-async def agent(url, pid=1, key=JOIN_KEY, of=NODE):
-    """A connection that has shaken hands. of: whose key it holds."""
+async def agent(url, pid=1, key=JOIN_KEY, of=NODE, ahead_s=0.0):
+    """A connection that has shaken hands. of: whose key it holds; ahead_s: of its clock."""
     async with connect(url) as websocket:
         challenge = messages.decode(await websocket.recv())
         nonce = secrets.token_bytes(32)
@@ -88,7 +90,7 @@ async def agent(url, pid=1, key=JOIN_KEY, of=NODE):
         proof = hmac.digest(key, b"agent" + challenge.nonce + nonce, hashlib.sha256)
         hello = messages.AgentHello(
             node=NODE, nonce=nonce, proof=proof, version="0", python="cpython-3.11", hostname="h", pid=pid,
-            cores=2, memory_bytes=2**30, gpus=0, enforcement=Enforcement(),
+            cores=2, memory_bytes=2**30, gpus=0, enforcement=Enforcement(), now_s=time.time() + ahead_s,
         )  # fmt: skip
         await websocket.send(messages.encode(hello))
         answer = messages.decode(await websocket.recv())
@@ -104,6 +106,17 @@ async def receive(websocket):
 
 def ended(number):
     return LeaseEnded(lease=LeaseId(f"ls_{number}"), reason=EndReason.EXITED, detail="", usage=Usage())
+
+
+@pytest.mark.parametrize(("ahead_s", "told"), [(86400.0, True), (-86400.0, True), (0.0, False)])
+def test_a_node_whose_clock_differs_is_told_of_when_it_joins(ahead_s, told):
+    async def scenario():
+        async with serving() as (_hub, listener, url), agent(url, ahead_s=ahead_s):
+            await listener.until(1)
+
+    with capture_logs() as logs:
+        asyncio.run(scenario())
+    assert ("clocks differ" in [line["event"] for line in logs]) == told
 
 
 def test_an_order_reaches_its_agent_and_its_answer_comes_back():

@@ -1,11 +1,12 @@
 """What of this machine may be leased."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from isthmus.core.errors import SettingsError
-from isthmus.core.settings import NodeSettings
+from isthmus.core.settings import NodeSettings, load
 from isthmus.platforms import capacity
 
 
@@ -39,6 +40,12 @@ def test_a_quota_is_rounded_up_to_whole_cores(
     assert capacity._cgroup_cores() == cores
 
 
-def test_a_memory_size_that_is_none_names_its_setting() -> None:
-    with pytest.raises(SettingsError, match=r"node\.memory: not a size"):
-        capacity.memory_bytes(NodeSettings(memory="plenty"))
+def test_a_memory_size_that_is_none_names_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"not a size.*at `\$\.node`"):
+        load(environ={"HOME": str(tmp_path), "ISTHMUS_NODE__MEMORY": "plenty"})
+
+
+def test_a_place_to_listen_at_that_nobody_can_resolve_is_refused_at_start() -> None:
+    with pytest.raises(SettingsError, match=r"node\.listen: .*no\.\.host"):
+        capacity.check(NodeSettings(listen="tcp://no..host:0"))
+    capacity.check(NodeSettings(listen="tcp://127.0.0.1:0"))
