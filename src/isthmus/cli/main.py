@@ -26,6 +26,7 @@ from isthmus.cli import (
     nodes,
     policies,
     running,
+    submitting,
     tenants,
 )
 from isthmus.cli.failures import Failure, exit_code_of
@@ -53,6 +54,7 @@ app = typer.Typer(
 
 for module in (
     running,
+    submitting,
     nodes,
     leases,
     lending,

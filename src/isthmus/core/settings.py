@@ -333,6 +333,10 @@ class SlurmSettings(Section, frozen=True):
     close_s: Annotated[float, Meta(ge=0)] = 10.0
     """Leases are drained this long before their time limit. Longer: less use; shorter: calls are cut off."""
 
+    lend_directives: bool = True
+    """Look into the scripts of your own batch jobs for `#ISTHMUS lend`. Costs slurmctld one request for each
+    job that begins."""
+
     python: str = ""
     """Interpreter with isthmus, as compute nodes see it. Empty: the one that runs the site."""
 

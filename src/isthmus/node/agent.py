@@ -71,6 +71,7 @@ EXPIRY_TICK_S = 0.25  # how late an expired lease, or output beyond its limit, m
 REPORTS_MAX = 1000  # kept while the site is away; ends of leases are on disk besides
 LOG_READ_MAX = 2**20
 FAILURE_CHARACTERS_MAX = 10_000  # the words may be a build's, and the site takes no message of any length
+OWNERS_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PROMPT_END_GRACE_S = 1.0
 
 log = logging.getLogger("isthmus.agent")
@@ -397,6 +398,9 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, help="where virtual environments are built")
     options = parser.parse_args()
     key = bytes.fromhex(os.environ.pop("ISTHMUS_AGENT_KEY", ""))
+    if options.lend_cores:
+        for number in OWNERS_SIGNALS:  # `scancel --signal` and `#SBATCH --signal` mean the job, not its guest
+            signal.signal(number, signal.SIG_IGN)
     settings_json = os.environ.pop("ISTHMUS_AGENT_SETTINGS", "{}")
     try:
         settings = msgspec.json.decode(settings_json, type=NodeSettings)

@@ -8,6 +8,7 @@ from isthmus.core import tokens
 from isthmus.core.ids import NodeId
 from isthmus.core.settings import NodeSettings
 
+_LENT = re.compile(r".+\.job(\d+)")
 _POOLED = re.compile(r".+\.([a-z][a-z0-9-]*)\.\d+")
 
 
@@ -23,15 +24,21 @@ def rest_url(agent_url: str) -> str:
 
 
 def key_holder(agent: NodeId) -> str:
-    """Whose key the agent of this name holds: its own, or its pool's (`n7.warm.42` -> `pool:warm`), since a
-    name with the job's number in it is made only when the key has been given.
+    """Whose key the agent of this name holds: its own, or its pool's (`n7.warm.42` -> `pool:warm`), or its
+    job's (`n7.job42` -> `job:42`): a name with node and job in it is made only when the key has been given.
     """
-    pooled = _POOLED.fullmatch(agent)
+    pooled, lent = _POOLED.fullmatch(agent), _LENT.fullmatch(agent)
+    if lent:
+        return job_holder(lent[1])
     return pool_holder(pooled[1]) if pooled else agent
 
 
 def pool_holder(pool: str) -> str:
     return f"pool:{pool}"
+
+
+def job_holder(job: str) -> str:
+    return f"job:{job}"
 
 
 def secrets(join_key: bytes, holder: str, settings: NodeSettings) -> dict[str, str]:

@@ -14,18 +14,22 @@ from pathlib import Path
 
 from isthmus.core.ids import NodeId
 from isthmus.core.settings import NodeSettings
-from isthmus.node.launching import agent_url, secrets
+from isthmus.node.launching import agent_url, job_holder, secrets
 from isthmus.node.owners import LENT, Lent
 
 LOCK_FILE = "agent.lock"
 JOINED_FILE = "joined"  # in the agent's directory, once it has reached the site
-_PREFIX = "isthmus-lent-"
+DIRECTORY_PREFIX = "isthmus-lent-"
 _NEW_S = 60.0  # its agent may not have started yet
 
 
 def node_name(lent: Lent) -> NodeId:
     """The name under which a site knows what a job lends of one node."""
-    return NodeId(f"{lent.node}.job{lent.job}")
+    return NodeId(lent_name(lent.node, lent.job))
+
+
+def lent_name(node: str, job: str) -> str:
+    return f"{node}.job{job}"
 
 
 def command(lent: Lent, site_url: str, state: Path, parent: int) -> list[str]:
@@ -45,16 +49,16 @@ def command(lent: Lent, site_url: str, state: Path, parent: int) -> list[str]:
 def environment(
     environ: Mapping[str, str], join_key: bytes, lent: Lent, settings: NodeSettings
 ) -> dict[str, str]:
-    return {**environ, LENT: "1", **secrets(join_key, node_name(lent), settings)}
+    return {**environ, LENT: "1", **secrets(join_key, job_holder(lent.job), settings)}
 
 
 def make_state(lent: Lent) -> Path:
     """The agent's directory, on this node; the agent removes it. What killed agents left goes first."""
     base = Path(tempfile.gettempdir())
-    for left in base.glob(f"{_PREFIX}*"):
+    for left in base.glob(f"{DIRECTORY_PREFIX}*"):
         if _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{lent.job}-", dir=base))
+    return Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{lent.job}-", dir=base))
 
 
 def _is_abandoned(state: Path) -> bool:

@@ -1,5 +1,6 @@
 """Batch jobs that lend what they leave idle: by one line in their script, on their user's own account."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -102,3 +103,37 @@ def test_only_inside_a_job_can_be_lent(cluster, tmp_path):
     with pytest.raises(Exception, match="returned non-zero") as failure:
         cluster.run(*words)
     assert "SLURM_JOB_ID is not set" in failure.value.stderr
+
+
+def test_a_comment_in_a_script_of_any_language_lends_and_the_script_runs_as_it_is(
+    cluster, open_site, tmp_path
+):
+    script, told = tmp_path / "job.py", tmp_path / "told"
+    script.write_text(
+        f"#!{sys.executable}\n#SBATCH -c1 --mem=1G -J own --output=/dev/null\n#ISTHMUS lend cores=auto\n"
+        "import os, sys, time\n"
+        "while not os.path.exists(sys.argv[1]): time.sleep(0.1)\n"
+        f"open({str(told)!r}, 'w').write(os.environ['SLURM_JOB_NAME'])\nsys.exit(7)\n"
+    )
+    wake = tmp_path / "wake"
+    with open_site() as site, connected(site) as isthmus_site:
+        words = (
+            "-m",
+            "isthmus",
+            "sbatch",
+            "--state",
+            str(tmp_path / "state"),
+            "--json",
+            str(script),
+            str(wake),
+        )
+        job = json.loads(cluster.run(sys.executable, *words))["job"]
+        wait_for(lambda: free_cores(site, job) == 1, PATIENT_S)
+        ran = isthmus_site.submit(remote.where_harvested).result(timeout_s=PATIENT_S)
+        assert (ran["job"], ran["class"]) == (str(job), "idle")
+        (node,) = lent_nodes(site).values()
+        assert (node["labels"]["name"], node["labels"]["partition"]) == ("own", "batch")
+        wake.touch()
+        wait_for(lambda: "ExitCode=7:0" in cluster.run("scontrol", "show", "job", str(job)))
+        assert told.read_text() == "own"
+        wait_for(lambda: not lent_nodes(site), PATIENT_S)

@@ -14,7 +14,16 @@ from typing import Protocol
 
 from isthmus.core.errors import SiteUnavailableError
 from isthmus.core.ids import AllocationId
-from isthmus.platforms.slurm.records import Job, JobRequest, License, NodeUse, PoolRequest, Waiting
+from isthmus.platforms.slurm.records import (
+    BatchJob,
+    Job,
+    JobRequest,
+    License,
+    NodeUse,
+    PoolRequest,
+    Program,
+    Waiting,
+)
 
 
 class RefusedError(SiteUnavailableError):
@@ -27,8 +36,25 @@ class Started(Protocol):
         ...
 
 
+class JobSteps(Protocol):
+    """What only commands can: look into a job of our user, and join it. Raises SiteUnavailableError."""
+
+    async def script(self, job: int) -> str:
+        """Empty for a job without one."""
+        ...
+
+    async def describe(self, job: int) -> BatchJob: ...
+
+    async def join(self, job: BatchJob, program: Program) -> Started:
+        """Run a program on each node of the job, beside what runs there, so that it survives us."""
+        ...
+
+
 class SlurmClient(Protocol):
     """All calls raise SiteUnavailableError when Slurm does not answer, or not in time, or not readably."""
+
+    @property
+    def steps(self) -> JobSteps | None: ...
 
     place: str
     """Where it speaks to Slurm, for people: `here`, `login1 by SSH`, `slurmrestd at ...`."""

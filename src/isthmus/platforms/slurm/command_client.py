@@ -11,9 +11,19 @@ from isthmus.core.errors import SiteUnavailableError
 from isthmus.core.ids import AllocationId
 from isthmus.core.settings import SlurmSettings
 from isthmus.platforms.slurm import commands, parsing
-from isthmus.platforms.slurm.client import RefusedError, Started
+from isthmus.platforms.slurm.client import JobSteps, RefusedError, Started
 from isthmus.platforms.slurm.commands import Command
-from isthmus.platforms.slurm.records import GONE, Job, JobRequest, License, NodeUse, PoolRequest, Waiting
+from isthmus.platforms.slurm.records import (
+    GONE,
+    BatchJob,
+    Job,
+    JobRequest,
+    License,
+    NodeUse,
+    PoolRequest,
+    Program,
+    Waiting,
+)
 from isthmus.platforms.slurm.running import CommandFailedError, Running
 
 _UNREACHABLE = re.compile(
@@ -28,6 +38,25 @@ class CommandClient:
         self._settings = settings
         self._running = running
         self.place = running.place
+
+    @property
+    def steps(self) -> JobSteps | None:
+        return self
+
+    async def script(self, job: int) -> str:
+        try:
+            return await self._run(commands.show_script(job))
+        except CommandFailedError as error:
+            if "script" in error.words:  # a job of salloc or srun has none
+                return ""
+            raise
+
+    async def describe(self, job: int) -> BatchJob:
+        return parsing.batch_job(job, await self._run(commands.show_job(job)))
+
+    async def join(self, job: BatchJob, program: Program) -> Started:
+        command = commands.join_job(job, program.words)
+        return await self._running.start(command, program.log, program.environ)
 
     async def jobs(self) -> tuple[Job, ...]:
         return parsing.jobs(await self._run(commands.list_jobs(await self._running.user())))

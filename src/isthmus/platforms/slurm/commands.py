@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from isthmus.core.ids import AllocationId
 from isthmus.core.model import Resources
 from isthmus.core.settings import SlurmSettings
-from isthmus.platforms.slurm.records import JobRequest, PoolRequest, job_name, minutes
+from isthmus.platforms.slurm.records import BatchJob, JobRequest, PoolRequest, job_name, minutes
 
 MARK = "."  # the last field of every line
 SEPARATOR = "|"
@@ -145,6 +145,18 @@ def start_step(job: int, resources: Resources, program: Sequence[str]) -> Comman
         "--job-name=isthmus-agent",
         *program,
     )
+
+
+def show_script(job: int) -> Command:
+    return ("scontrol", "write", "batch_script", str(job), "-")
+
+
+def join_job(job: BatchJob, program: Sequence[str]) -> Command:
+    """Run a program once on each node of a job, beside all else there, with all that the job has."""
+    count = f"{job.nodes}"
+    shape = (f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--mem=0")
+    quiet = ("--input=none", "--quiet", "--chdir=/", "--job-name=isthmus-lend")
+    return ("srun", f"--jobid={job.job}", "--overlap", *shape, *quiet, *program)
 
 
 def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from isthmus.core.errors import SiteUnavailableError
 from isthmus.core.ids import NodeId
 from isthmus.platforms.slurm.commands import JOB_FIELDS, MARK, NODE_FIELDS, QUEUE_FIELDS, SEPARATOR
-from isthmus.platforms.slurm.records import NEVER_S, Job, License, NodeUse, Waiting
+from isthmus.platforms.slurm.records import NEVER_S, BatchJob, Job, License, NodeUse, Waiting
 
 MULTIPLE = {"K": 2**10, "M": 2**20, "": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}  # of memory
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)([KMGTP]?)[cn]?")
@@ -18,6 +18,10 @@ _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 _GRANTED = re.compile(r"Granted job allocation (\d+)")
 _SUBMITTED = re.compile(r"^(\d+)(?:;\S+)?$", re.MULTILINE)
 _CLOCK = re.compile(r"sdiag output at .*\((\d+)\)")
+_NAME = re.compile(r"\bJobName=(.*?) UserId=")
+_ACCOUNT = re.compile(r"\bAccount=(\S+) QOS=(\S+)")
+_NODES = re.compile(r"\bNumNodes=(\d+)")
+_TRES_MEMORY = re.compile(r"TRES=\S*?\bmem=(\d+(?:\.\d+)?[KMGTP]?)")
 _STATE = re.compile(r"\bJobState=([A-Z_]+)")
 _PREEMPTED = re.compile(r"\bPreemptTime=\d")
 _REASON = re.compile(r"\bReason=(\S+)")
@@ -96,6 +100,22 @@ def clock_s(text: str) -> float:
     if found is None:
         raise SlurmOutputError(f"sdiag told no time: {_excerpt(text)}")
     return float(_number(found[1]))
+
+
+def batch_job(job: int, text: str) -> BatchJob:
+    """Of `commands.show_job`. Raises SlurmOutputError."""
+    name, account, nodes = _NAME.search(text), _ACCOUNT.search(text), _NODES.search(text)
+    if name is None or account is None or nodes is None:
+        raise SlurmOutputError(f"scontrol described job {job} as {_excerpt(text)}")
+    memory = _TRES_MEMORY.findall(text)  # asked for, then given
+    return BatchJob(
+        job=job, name=name[1], account=_known(account[1]), qos=_known(account[2]), nodes=_number(nodes[1]),
+        memory_bytes=_memory_bytes(memory[-1]) if memory else 0,
+    )  # fmt: skip
+
+
+def _known(word: str) -> str:
+    return "" if word in ("(null)", "N/A") else word
 
 
 def granted(text: str) -> int:

@@ -32,6 +32,7 @@ from isthmus.node.launching import agent_url, secrets
 from isthmus.platforms.platform import Allocation, AllocationState
 from isthmus.platforms.slurm import reasons
 from isthmus.platforms.slurm.client import RefusedError, SlurmClient
+from isthmus.platforms.slurm.lenders import LenderAgents, Lenders
 from isthmus.platforms.slurm.pool_agents import PoolAgents, job_of
 from isthmus.platforms.slurm.pools import Pools
 from isthmus.platforms.slurm.records import (
@@ -97,11 +98,22 @@ class SlurmPlatform:
             python=self._settings.python, join_key=join_key, node_settings=settings.node,
         )  # fmt: skip
         self._pools = Pools(self._settings, client, self._watch, joined, dismiss, agents)
+        self._lenders = self._open_lenders() if settings.slurm.lend_directives else None
         self._held: dict[AllocationId, _Held] = {}
         self._acquiring: dict[AllocationId, asyncio.Task[Allocation]] = {}
         self._steps: dict[AllocationId, asyncio.Task[str]] = {}
         self._cleaning: set[asyncio.Task[None]] = set()
         self.survey_s = settings.slurm.tick_s
+
+    def _open_lenders(self) -> Lenders | None:
+        steps = self._client.steps
+        if steps is None:
+            return None
+        agents = LenderAgents(
+            url=self._agent_url, log=self._log_path, python=self._settings.python,
+            join_key=self._join_key, node_settings=self._node_settings,
+        )  # fmt: skip
+        return Lenders(steps, agents, self._joined)
 
     async def start(self) -> None:
         """Find the jobs of the site that was here before. Slurm may be down: then later."""
@@ -114,6 +126,8 @@ class SlurmPlatform:
     async def close(self) -> None:
         """Cancel what is still held, and wait until Slurm has ended it. Twice is fine."""
         await self._pools.close()
+        if self._lenders is not None:
+            await self._lenders.close()
         taking = list(self._acquiring.values())
         for task in taking:
             task.cancel()
@@ -184,6 +198,8 @@ class SlurmPlatform:
         except SiteUnavailableError as error:
             _log.warning("Slurm's jobs cannot be read; nothing changes", why=str(error))
             return None
+        if self._lenders is not None:
+            self._lenders.see(job for job in reading.rows if reasons.is_foreign_and_runs(job))
         states: dict[AllocationId, AllocationState] = {}
         for job in reading.rows:
             allocation = allocation_of(job, self._site)

@@ -56,6 +56,17 @@ def new_job(number: int) -> Job:
     )  # fmt: skip
 
 
+class BatchJob(Record, frozen=True):
+    """A batch job of anybody's; `memory_bytes` on all its nodes, 0 where Slurm does not count memory."""
+
+    job: int
+    name: str
+    account: str
+    qos: str
+    nodes: int
+    memory_bytes: int
+
+
 class NodeUse(Record, frozen=True):
     """What a node has, what of it all jobs hold now, and why it is drained or down, in somebody's words."""
 

@@ -20,7 +20,7 @@ from isthmus.core.errors import SiteUnavailableError
 from isthmus.core.ids import AllocationId
 from isthmus.core.settings import SlurmSettings
 from isthmus.platforms.slurm import reasons, rest_shapes
-from isthmus.platforms.slurm.client import RefusedError
+from isthmus.platforms.slurm.client import JobSteps, RefusedError
 from isthmus.platforms.slurm.records import (
     GONE,
     Job,
@@ -79,6 +79,11 @@ class RestClient:
         )
         self._interface = 0
         self._batches: dict[int, _Batch] = {}
+
+    @property
+    def steps(self) -> JobSteps | None:
+        """slurmrestd starts no steps and tells no scripts."""
+        return None
 
     async def jobs(self) -> tuple[Job, ...]:
         answer = await self._slurm("GET", "jobs")
