@@ -23,7 +23,7 @@ from benchmarks import slurm_table
 from benchmarks.harness import machine
 from benchmarks.harness.running import ROOT
 
-PARTS = ("harvest", "peers", "preempted", "main_job")
+PARTS = ("harvest", "peers", "preempted", "load", "main_job")
 PART_S = 900.0  # then it is interrupted
 
 

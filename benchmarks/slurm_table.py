@@ -52,6 +52,8 @@ def render(document: dict[str, Any]) -> str:
         lines += [*markdown([_PEER_HEADINGS, *_peer_rows(parts["peers"])]), ""]
     if "preempted" in parts:
         lines += [_preempted(parts["preempted"]), ""]
+    if "load" in parts:
+        lines += [_load(parts["load"]), ""]
     if "main_job" in parts:
         lines += [_main_job(parts["main_job"]), ""]
     promises = [_promise_row(verdict) for verdict in verdicts(parts)]
@@ -118,6 +120,15 @@ def _preempted(one: dict[str, Any]) -> str:
         f"{one['charged']} charged; {one['ran_again']} had begun and ran again. The job waited "
         f"{one['batch_waited_s']:.1f} s for its nodes, {one['batch_waited_bare_s']:.1f} s where ordinary "
         "jobs held them."
+    )
+
+
+def _load(rows: list[dict[str, Any]]) -> str:
+    idle, busy = rows[0], rows[-1]
+    return (
+        f"Requests to slurmctld: {idle['requests_per_minute']:.0f} a minute by an idle site, "
+        f"{busy['requests_per_minute']:.0f} with {busy['leases']} leases and {busy['clients']} clients that "
+        f"got {busy['answers_to_clients']:,} answers from the site meanwhile."
     )
 
 

@@ -31,6 +31,10 @@ def document() -> dict[str, Any]:
         "in_flight": 1000, "lost": 0, "charged": 0, "ran_again": 11, "batch_waited_s": 1.25,
         "batch_waited_bare_s": 1.0,
     }  # fmt: skip
+    load = [
+        {"leases": 0, "clients": 0, "answers_to_clients": 0, "requests_per_minute": 150.0},
+        {"leases": 48, "clients": 50, "answers_to_clients": 9000, "requests_per_minute": 149.5},
+    ]
     main_job = {
         "docstrings_per_s": 150.0, "busy_core_s": 12.5, "calls": 2040, "half_slowdown_percent": 1.5,
         "bursts_slowdown_percent": 2.25, "alone_full_speed_ms_p50": 0.0, "alone_full_speed_ms_worst": 4.0,
@@ -45,6 +49,7 @@ def document() -> dict[str, Any]:
             "harvest": {"summary": [harvest_row()], "cores": 2, "rounds": 3},
             "peers": {"summary": peers, "nodes": 6},
             "preempted": {"summary": preempted},
+            "load": {"summary": load},
             "main_job": {"summary": main_job},
         },
     }
@@ -57,6 +62,7 @@ def test_each_part_has_its_rows(document: dict[str, Any]) -> None:
     assert not [line for line in lines if "Parsl" in line]
     assert any(line.startswith("1,000 calls in flight") and "0 lost, 0 charged" in line for line in lines)
     assert any("after 0.5 ms, at worst 8.0 ms (alone 0.0 ms, at worst 4.0 ms)" in line for line in lines)
+    assert any("150 a minute by an idle site, 150 with 48 leases and 50 clients" in line for line in lines)
     assert lines[-1].startswith("2 cores of a machine; real Slurm")
 
 
