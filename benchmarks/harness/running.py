@@ -50,9 +50,11 @@ class Subject:
     limit_s: float
 
 
-def become_reaper() -> None:
-    """From now on orphans of our subjects become our children, so that none can hide (prctl(2))."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+def become_reaper(becomes: bool = True) -> None:
+    """From now on orphans of our subjects become our children, so that none can hide (prctl(2)); or no
+    more.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(becomes), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 

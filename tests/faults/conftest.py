@@ -21,7 +21,7 @@ class Leaks:
         self._descriptors = descriptors()
         self._threads = set(threading.enumerate())
         self._shared = shared_memory()
-        self._processes = {process.pid for process in census.descendants()}
+        self._before = {process.pid for process in census.descendants()}
         self._cgroups: set[Path] = set()
         self._folders: set[Path] = set()
 
@@ -35,18 +35,22 @@ class Leaks:
 
     def found(self) -> list[str]:
         """One line for each thing that is left."""
-        census.reap_orphans(self._processes)
-        left = [
-            f"process {process.pid}: {process.command}"
-            for process in census.descendants()
-            if process.pid not in self._processes
-        ]
+        census.reap_orphans(self._before)
+        left = [f"process {process.pid}: {process.command}" for process in self._processes()]
         left += [f"cgroup {path}" for path in self._cgroups if path.exists()]
         left += [f"folder {path}" for path in self._folders if path.exists()]
         left += [f"shared memory {name}" for name in shared_memory() - self._shared if not is_held(name)]
         left += [f"descriptor {number}: {target}" for number, target in descriptors() - self._descriptors]
         left += [f"thread {thread.name}" for thread in set(threading.enumerate()) - self._threads]
         return left
+
+    def kill(self) -> None:
+        for process in self._processes():
+            census.kill(process.pid)
+
+    def _processes(self) -> list[census.Process]:
+        """Those that were here before are other tests': a cluster, a site."""
+        return [process for process in census.descendants() if process.pid not in self._before]
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +63,7 @@ def leaks() -> Iterator[Leaks]:
     except AssertionError:
         pytest.fail("left behind: " + "; ".join(watch.found()))
     finally:
-        for process in census.descendants():
-            census.kill(process.pid)
+        watch.kill()
         census.adopt_orphans(False)
 
 

@@ -17,7 +17,10 @@ ANSWER = json.dumps({"subject": "s", "samples": {"call_us": [1.0]}, "notes": [],
 
 @pytest.fixture(scope="module", autouse=True)
 def reaper():
+    """Only here: daemons that later tests start are nobody's to count, wait for or kill."""
     running.become_reaper()
+    yield
+    running.become_reaper(False)
 
 
 @pytest.fixture
