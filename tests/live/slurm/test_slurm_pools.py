@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+from isthmus.node.isolation import state_tag
 from tests.live.slurm import remote
 from tests.live.slurm.conftest import agents_of, connected
 from tests.live.slurm.test_slurm_faults import jobs_seen
@@ -115,6 +117,8 @@ def test_an_agent_that_is_killed_is_started_again_in_its_job_and_its_leases_go_o
         wait_for(lambda: agents_of(tmp_path) not in ([], [agent]))
         assert isthmus_site.call(remote.where)["job"] == str(jobs[0])
         assert (pool_jobs(cluster), report(site)["leases"]) == (jobs, 1)
+    tag = state_tag(tmp_path / "state" / "agents" / f"pool-{jobs[0]}")
+    wait_for(lambda: not list(Path("/dev/shm").glob(f"isthmus-*-{tag}")))  # the last agent leaves nothing
 
 
 def test_two_sites_keep_to_their_own_pools(cluster, open_site, tmp_path):

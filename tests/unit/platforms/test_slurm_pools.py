@@ -161,12 +161,12 @@ def test_a_pools_job_is_submitted_like_this():
         "--ntasks=1 --cpus-per-task=4 --mem=8192M --time=60 --requeue --chdir=/ --output=/dev/null "
         "--partition=scavenge --account=chem"
     )
-    assert command[-1] == (
-        "--wrap=trap : TERM; mkdir -p '/s/my agents'; for n in 0 1 2 3; do "
-        "/py -m isthmus.node.agent --site ws://h:1/agent "
+    assert command[-1].startswith("--wrap=trap 'gone=1' TERM; gone=; mkdir -p '/s/my agents' /s\n")
+    assert (
+        "exec /py -m isthmus.node.agent --site ws://h:1/agent "
         '--node "$SLURMD_NODENAME.burst.$SLURM_JOB_ID" --name "$SLURMD_NODENAME.burst.$SLURM_JOB_ID" '
-        "--state '/s/my agents'/pool-\"$SLURM_JOB_ID\" >>/s/srun.log 2>&1 && exit; sleep 0.5; done; exit 1"
-    )
+        "--state '/s/my agents'/pool-\"$SLURM_JOB_ID\" >>/s/srun.log 2>&1)"
+    ) in command[-1]
     drained = msgspec.structs.replace(POOL, contract="drain", partition="calm", qos="low")
     assert {"--no-requeue", "--partition=calm", "--qos=low"} <= {
         *commands.submit(settings, AGENTS.request("burst", drained))

@@ -3,6 +3,7 @@
 Its name has the node and the job in it, which only the job itself knows: so its script is a line of shell.
 """
 
+import os
 import re
 import shlex
 import sys
@@ -19,6 +20,26 @@ from isthmus.platforms.slurm.records import PoolRequest
 AGENT_TRIES = 4  # starts of it in one job: a later one adopts what the one before left running
 
 _NODE = re.compile(r".+\.[a-z][a-z0-9-]*\.(\d+)")
+
+
+_KEEP = """\
+trap 'gone=1' TERM; gone=; mkdir -p {directory} {logs}
+for n in {tries}; do
+  (trap '' TERM; exec {run}) & agent=$!
+  [ "$gone" ] || wait $agent; code=$?
+  if [ "$gone" ]; then
+    while kill -TERM $agent 2>/dev/null; do sleep 0.2; done
+    wait $agent; code=$?
+  fi
+  [ $code = 0 ] && exit
+  sleep 0.5
+done
+exit 1
+"""
+"""Slurm signals the shell and the agent: the shell must outlive it, because when it ends the rest is killed.
+An agent that just starts does not heed the signal, so it is told until it does. One that was killed is
+followed by another even then: it ends what the first one left.
+"""
 
 
 class PoolAgents(Record, frozen=True):
@@ -56,11 +77,8 @@ class PoolAgents(Record, frozen=True):
         name = f'"$SLURMD_NODENAME.{pool}.$SLURM_JOB_ID"'
         state = f'{directory}/pool-"$SLURM_JOB_ID"'
         run = f"{agent} --node {name} --name {name} --state {state} >>{log} 2>&1"
-        tries = " ".join(map(str, range(AGENT_TRIES)))
-        # Slurm signals the shell too, which must outlive its agent: when it ends, the rest is killed.
-        return (
-            f"trap : TERM; mkdir -p {directory}; for n in {tries}; do {run} && exit; sleep 0.5; done; exit 1"
-        )
+        tries, logs = " ".join(map(str, range(AGENT_TRIES))), shlex.quote(os.path.dirname(self.log))
+        return _KEEP.format(directory=directory, logs=logs, tries=tries, run=run)
 
     def _environ(self, pool: str, shape: SlurmPoolSettings) -> Mapping[str, str]:
         settings = msgspec.structs.replace(
