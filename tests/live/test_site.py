@@ -74,7 +74,7 @@ def test_a_second_site_on_the_same_state_is_refused_and_the_first_lives_on(tmp_p
         _, words = second.communicate(timeout=30)
         assert (second.returncode, line) == (1, b"")
         assert words.decode().count("\n") == 1
-        assert f"another site (pid {site.process.pid})" in words.decode()
+        assert f"another site (pid {site.process.pid} on " in words.decode()
         assert "isthmus down" in words.decode()
         with site.client() as client:
             assert client.get("/healthz").status_code == 200

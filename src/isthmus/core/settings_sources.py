@@ -32,7 +32,10 @@ def read_file(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise SettingsError(f"{path}: {error}") from error
     for dotted in _PATHS:
-        _anchor(tree, dotted.split("."), path.absolute().parent)
+        try:
+            _anchor(tree, dotted.split("."), path.absolute().parent)
+        except RuntimeError as error:  # ~ of a user that does not exist
+            raise SettingsError(f"{path}: {dotted}: {error}") from error
     return tree
 
 

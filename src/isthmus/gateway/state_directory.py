@@ -1,6 +1,6 @@
 """A site's state directory: readable by its user only, held by one site at a time, and the notes left in it.
 
-lock         held (flock) by the running site, whose process id it names
+lock         held (flock) by the running site, whose process id and machine it names
 site.json    how local clients find it; only while it runs
 key          its own administrator key          site.key   signs lease tokens
 join.key     what agents prove they hold        *.sqlite3  ledger, keys, durable calls
@@ -10,9 +10,11 @@ logs/        site.log (JSON lines)              leases/    pages and logs of lea
 import contextlib
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -43,26 +45,48 @@ def hold(state: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise SettingsError(
-                f"another site (pid {lock.read().strip() or 'unknown'}) uses {state}; "
+                f"another site ({_Holder.of(lock.read()).words}) uses {state}; "
                 f"stop it with `isthmus down --state {quote(str(state))}` or name another directory"
             ) from error
         lock.truncate()
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} {socket.gethostname()}")
         lock.flush()
         yield
 
 
 def holder(state: Path) -> int:
-    """Process id of the site that holds the directory, also while it starts or stops; 0: none does."""
+    """Process id of the site that holds the directory, also while it starts or stops; 0: none does.
+
+    Raises SettingsError when it runs on another machine, which shares the directory.
+    """
     try:
         with open(state / "lock", encoding="ascii") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        with contextlib.suppress(OSError, ValueError):
-            return int((state / "lock").read_text("ascii"))
+        with contextlib.suppress(OSError):
+            found = _Holder.of((state / "lock").read_text("ascii"))
+            if found.host not in ("", socket.gethostname()):
+                raise SettingsError(f"the site of {state} runs on {found.host}: stop it there") from None
+            return found.pid
     except OSError:
         return 0
     return 0
+
+
+class _Holder(NamedTuple):
+    """What the lock says. `pid` 0, `host` empty: it does not."""
+
+    pid: int
+    host: str
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        pid, _, host = text.strip().partition(" ")
+        return cls(int(pid) if pid.isdecimal() else 0, host)
+
+    @property
+    def words(self) -> str:
+        return f"pid {self.pid or 'unknown'}" + (f" on {self.host}" if self.host else "")
 
 
 def is_gone(state: Path) -> bool:

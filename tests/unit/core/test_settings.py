@@ -96,3 +96,6 @@ def test_a_path_in_the_file_is_taken_from_the_files_directory(tmp_path: Path) ->
     assert settings.policy.file == str(tmp_path / "p.toml")
     assert (settings.policy.signals, settings.node.cache_path) == ("https://s/x", "/c")
     assert load(path, {"ISTHMUS_POLICY__FILE": "p.toml"}).policy.file == "p.toml"
+    path.write_text('[policy]\nfile = "~nobody-of-that-name/p.toml"\n')
+    with pytest.raises(SettingsError, match=r"policy\.file: "):
+        load(path, {})
