@@ -25,6 +25,7 @@ from benchmarks.harness.running import ROOT
 
 PARTS = ("harvest", "peers", "preempted", "load", "main_job")
 PART_S = 900.0  # then it is interrupted
+END_S = 60.0  # then it is killed
 
 
 def run_part(name: str, is_quick: bool) -> dict[str, Any]:
@@ -38,6 +39,10 @@ def run_part(name: str, is_quick: bool) -> dict[str, Any]:
                 part.wait(PART_S)
             except subprocess.TimeoutExpired:
                 part.send_signal(signal.SIGINT)  # it takes its cluster down
+                try:
+                    part.wait(END_S)
+                except subprocess.TimeoutExpired:
+                    part.kill()
         if not path.exists():
             raise RuntimeError(f"slurm_{name} ended with {part.returncode}; what it said is above")
         document: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -58,6 +63,7 @@ def main() -> int:
         print(f"slurm_{name}", file=sys.stderr, flush=True)
         try:
             parts[name] = run_part(name, options.quick)
+            failures |= {f"{name}, {what}": why for what, why in parts[name].get("failures", {}).items()}
         except RuntimeError as error:
             failures[name] = str(error)
     document = {

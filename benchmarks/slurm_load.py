@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ CLIENTS, CLIENTS_QUICK = 50, 4
 WINDOW_S, WINDOW_QUICK_S = 30.0, 8.0
 SETTLE_S = 5.0
 PAUSE_S = 0.1
+GROWTH_MAX = 1.25
 PATHS = ("/v1/leases", "/v1/nodes", "/v1/status")
 _BY_TYPE = re.compile(r"^\t(\w+)\s+\( *\d+\) count:(\d+)", re.MULTILINE)
 _OURS = re.compile(r"JOB|NODE|PARTITION|STEP|SUBMIT|ALLOC|KILL|STATS|LICENSE|BATCH")
@@ -46,14 +48,15 @@ def requests() -> dict[str, int]:
     }
 
 
-def per_minute(window_s: float) -> dict[str, float]:
+def per_minute(window_s: float, answers: list[int]) -> tuple[dict[str, float], int]:
+    """Requests by type, and what clients were answered, in the same window."""
     time.sleep(SETTLE_S)
-    before, start_s = requests(), time.monotonic()
+    before, answered, start_s = requests(), sum(answers), time.monotonic()
     time.sleep(window_s)
-    after, took_s = requests(), time.monotonic() - start_s
+    after, answered, took_s = requests(), sum(answers) - answered, time.monotonic() - start_s
     grown = {name: count - before.get(name, 0) for name, count in after.items()}
     grown["REQUEST_STATS_INFO"] = grown.get("REQUEST_STATS_INFO", 1) - 1  # the second sdiag counts the first
-    return {name: 60 * count / took_s for name, count in grown.items() if count > 0}
+    return {name: 60 * count / took_s for name, count in grown.items() if count > 0}, answered
 
 
 @contextmanager
@@ -67,15 +70,14 @@ def asking(site: RunningSite, clients: int) -> Iterator[list[int]]:
                 client.get(PATHS[answers[number] % len(PATHS)]).raise_for_status()
                 answers[number] += 1
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield answers
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(max(clients, 1)) as pool:
+        asked = [pool.submit(ask, number) for number in range(clients)]
+        try:
+            yield answers
+        finally:
+            stop.set()
+        for one in asked:
+            one.result()
 
 
 def hold(site: RunningSite, count: int, stack: ExitStack) -> None:
@@ -94,26 +96,36 @@ def hold(site: RunningSite, count: int, stack: ExitStack) -> None:
             while not stop.wait(5.0):
                 renewing.post("/v1/leases/renew", json={"leases": held}).raise_for_status()
 
-    thread = threading.Thread(target=renew)
-    thread.start()
-    stack.callback(thread.join)
+    pool = stack.enter_context(ThreadPoolExecutor(1))
+    renewing = pool.submit(renew)
+    stack.callback(renewing.result)
     stack.callback(stop.set)
+
+
+def held(site: RunningSite) -> int:
+    with site.client() as client:
+        return sum(lease["state"] == "active" for lease in client.get("/v1/leases").json())
 
 
 def measure(site: RunningSite, leases: int, clients: int, window_s: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        held = 0
         for wanted, asked_by in ((0, 0), (max(leases // 8, 1), 0), (leases, 0), (leases, clients)):
-            hold(site, wanted - held, stack)
-            held = wanted
+            hold(site, wanted - held(site), stack)
             with asking(site, asked_by) as answers:
-                by_type = per_minute(window_s)
+                by_type, answered = per_minute(window_s, answers)
+            if held(site) != wanted:
+                raise RuntimeError(f"{held(site)} leases are left of {wanted}; this says nothing of them")
             rows.append({
-                "leases": held, "clients": asked_by, "answers_to_clients": sum(answers),
+                "leases": wanted, "clients": asked_by, "answers_to_clients": answered,
                 "requests_per_minute": sum(by_type.values()), "by_type": by_type,
             })  # fmt: skip
     return rows
+
+
+def grows(rows: list[dict[str, Any]]) -> bool:
+    """By more than a tick's requests at either end of a window."""
+    return rows[-1]["requests_per_minute"] > GROWTH_MAX * rows[0]["requests_per_minute"]
 
 
 def main() -> None:
@@ -140,7 +152,7 @@ def main() -> None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(document, indent=1))
     print(json.dumps(document))
-    sys.exit(0)
+    sys.exit(1 if grows(rows) else 0)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ file or is not there; the caption names machine, commit and load.
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.promises import Outcome, Promise, Verdict
+from benchmarks.harness.promises import Verdict, judge_value, load
 from benchmarks.harness.report import number
 from benchmarks.table import markdown
 
@@ -31,25 +31,18 @@ _WAYS = {
     "parsl": "Parsl HTEX, SlurmProvider",
 }
 """Of `slurm_peers`, in the table's order."""
-_RECOVERED = Promise("share", "idle core-seconds put to work, all jobs", "%", "harvest", at_least=90)
-_SLOWDOWN = Promise("slowdown", "slowdown of the batch job that suffers most", "%", "harvest", at_most=5)
-_RECLAIM = Promise(
-    "reclaim", "cores back with their owner: worst p99 of all jobs", "ms", "harvest", at_most=50
-)
-_LEASE = Promise("lease", "lease to first result, above bare salloc + srun", "ms", "peers", at_most=100)
-_LOST = Promise(
-    "lost", "calls lost, of those in flight while batch took the nodes", "", "preempted", at_most=0
-)
+_PROMISES = {promise.id: promise for promise in load()}
 
 
 def render(document: dict[str, Any]) -> str:
     """Markdown: what each part measured, then the promises, then the caption."""
     parts = {name: part["summary"] for name, part in document["parts"].items()}
+    failures = document["parts"].get("peers", {}).get("failures", {})
     lines: list[str] = []
     if "harvest" in parts:
         lines += [*markdown([_HARVEST, *map(_harvest_row, parts["harvest"])]), ""]
     if "peers" in parts:
-        lines += [*markdown([_PEER_HEADINGS, *_peer_rows(parts["peers"])]), ""]
+        lines += [*markdown([_PEER_HEADINGS, *_peer_rows(parts["peers"], failures)]), ""]
     if "preempted" in parts:
         lines += [_preempted(parts["preempted"]), ""]
     if "load" in parts:
@@ -64,29 +57,27 @@ def render(document: dict[str, Any]) -> str:
 def verdicts(parts: dict[str, Any]) -> Iterator[Verdict]:
     if "harvest" in parts:
         rows = parts["harvest"]
-        yield _verdict(_RECOVERED, recovered_percent(rows))
-        yield _verdict(_SLOWDOWN, max(row["harvested_slowdown_percent"] for row in rows))
+        yield _verdict("harvest-share", recovered_percent(rows))
+        yield _verdict("harvest-slowdown", max(row["harvested_slowdown_percent"] for row in rows))
         reclaims = [row["reclaim_ms"]["p99"] for row in rows if row["reclaim_ms"]]
         if reclaims:
-            yield _verdict(_RECLAIM, max(reclaims))
-    if "peers" in parts and {"bare", "isthmus"} <= parts["peers"].keys():
-        peers = parts["peers"]
-        ours = min(peers[name]["p50"] for name in ("pool", "isthmus") if name in peers)
-        yield _verdict(_LEASE, ours - peers["bare"]["p50"])
+            yield _verdict("harvest-reclaim", max(reclaims))
+    peers = parts.get("peers", {})
+    for name, promise in (("isthmus", "slurm-lease"), ("pool", "slurm-lease-ready")):
+        if {"bare", name} <= peers.keys():
+            yield _verdict(promise, peers[name]["p50"] - peers["bare"]["p50"])
     if "preempted" in parts:
-        yield _verdict(_LOST, parts["preempted"]["lost"])
+        yield _verdict("slurm-lost", parts["preempted"]["lost"])
+
+
+def _verdict(promise: str, value: float) -> Verdict:
+    return judge_value(_PROMISES[promise], value)
 
 
 def recovered_percent(rows: list[dict[str, Any]]) -> float:
     """Of all jobs' idle core-seconds together."""
     idle_s = sum(row["idle_core_s"] for row in rows)
     return 100 * sum(row["got_core_s"] for row in rows) / idle_s if idle_s else 0.0
-
-
-def _verdict(promise: Promise, value: float) -> Verdict:
-    is_kept = value <= promise.at_most if promise.at_most is not None else value >= (promise.at_least or 0)
-    outcome: Outcome = "met" if is_kept else "missed"
-    return Verdict(promise, outcome, value)
 
 
 def _promise_row(verdict: Verdict) -> tuple[str, ...]:
@@ -105,9 +96,13 @@ def _harvest_row(row: dict[str, Any]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _peer_rows(peers: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _peer_rows(peers: dict[str, Any], failures: Container[str]) -> Iterator[tuple[str, ...]]:
     bare = peers.get("bare")
     for name, title in _WAYS.items():
+        if name in failures:
+            title += " (failed)" if name not in peers else " (failed at times)"
+            if name not in peers:
+                yield title, "", "", "", "0"
         if name in peers:
             one = peers[name]
             ratio = f"{one['p50'] / bare['p50']:.1f}" if bare else ""

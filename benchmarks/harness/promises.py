@@ -28,7 +28,7 @@ class Promise:
     over: str = ""
     at_most: float | None = None
     at_least: float | None = None
-    later: str = ""  # why it cannot be measured yet
+    later: str = ""  # why `python -m benchmarks` does not measure it
 
     def __post_init__(self) -> None:
         if not self.later and (not self.measure or (self.at_most is None) == (self.at_least is None)):
@@ -72,8 +72,11 @@ def judge(promise: Promise, cells: Mapping[str, Summary]) -> Verdict:
     if promise.later:
         return Verdict(promise, "later")
     value = _value(promise, cells)
-    if value is None:
-        return Verdict(promise, "unmeasured")
+    return Verdict(promise, "unmeasured") if value is None else judge_value(promise, value)
+
+
+def judge_value(promise: Promise, value: float) -> Verdict:
+    """Of what was measured elsewhere: `later` does not count."""
     kept = (promise.at_most is None or value <= promise.at_most) and (
         promise.at_least is None or value >= promise.at_least
     )

@@ -71,12 +71,20 @@ def test_promises_are_judged_by_the_worst_job(document: dict[str, Any]) -> None:
     document["parts"]["harvest"]["summary"].append(slow)
     parts = {name: part["summary"] for name, part in document["parts"].items()}
     found = {verdict.promise.id: (verdict.outcome, verdict.value) for verdict in verdicts(parts)}
-    assert found["slowdown"] == ("missed", 7.5)
-    assert found["reclaim"] == ("missed", 60)
-    assert found["share"][0] == "met"
-    assert found["lease"] == ("missed", 450.0)
-    assert found["lost"] == ("met", 0)
+    assert found["harvest-slowdown"] == ("missed", 7.5)
+    assert found["harvest-reclaim"] == ("missed", 60)
+    assert found["harvest-share"][0] == "met"
+    assert found["slurm-lease"] == ("missed", 450.0)
+    assert "slurm-lease-ready" not in found
+    assert found["slurm-lost"] == ("met", 0)
     assert "| ≤ 5 % | 7.5 % | 1.50× the bound |" in render(document)
+
+
+def test_a_peer_that_failed_is_said_to_have(document: dict[str, Any]) -> None:
+    document["parts"]["peers"]["failures"] = {"parsl": "no module", "dask": "once"}
+    lines = render(document).splitlines()
+    assert "| Parsl HTEX, SlurmProvider (failed) |  |  |  | 0 |" in lines
+    assert any(line.startswith("| Dask-jobqueue (failed at times) | 1900 |") for line in lines)
 
 
 def test_a_lost_call_is_missed_in_words(document: dict[str, Any]) -> None:
