@@ -120,15 +120,8 @@ class Keeper:
         return links
 
     def _request(self, pool: Pool, request: LeaseRequest) -> None:
-        events = self._events
-        assert events is not None
         try:
-            links = self.take(request)
-            if self._closing:
-                for link in links:
-                    self._give_back(link.holding)
-            else:
-                events.granted(pool, links)
+            self._grant(pool, self.take(request))
         except IsthmusError as error:
             self._refuse(pool, error)
         except Exception as error:  # a task boundary: calls wait for what this thread brings
@@ -137,6 +130,18 @@ class Keeper:
         finally:
             with self._lock:
                 self._requests.discard(threading.current_thread())
+
+    def _grant(self, pool: Pool, links: list[Link]) -> None:
+        """Hand them to the engine. What it cannot use goes back: nobody else knows of it."""
+        assert self._events is not None
+        unused = links
+        try:
+            if not self._closing:
+                self._events.granted(pool, links)
+                unused = []
+        finally:
+            for link in unused:
+                self._give_back(link.holding)
 
     def _refuse(self, pool: Pool, error: IsthmusError) -> None:
         assert self._events is not None

@@ -8,6 +8,7 @@ from isthmus.core.api import LeaseRequest, Renewal
 from isthmus.core.errors import FabricError, IsthmusError
 from isthmus.core.ids import ExecutorId, LeaseId
 from isthmus.sdk.keeping import Keeper
+from isthmus.sdk.links import Link
 from isthmus.sdk.supply import Holding
 from isthmus.sdk.work import Pool
 
@@ -98,12 +99,14 @@ def test_a_lease_that_cannot_be_used_is_an_answer_too(caplog: pytest.LogCaptureF
         def granted(self, pool: Pool, links: list[object]) -> None:
             raise OverflowError("not what anybody expected")
 
-    refusals = Clumsy()
-    keeper = Keeper(Forgetful(), lambda holding, hello: None)  # type: ignore[arg-type, return-value]
+    refusals, supply = Clumsy(), Forgetful()
+    keeper = Keeper(supply, lambda holding, hello: Link(None, holding))  # type: ignore[arg-type]
     keeper.bind(refusals)  # type: ignore[arg-type]
     try:
         keeper.request(Pool("p", LeaseRequest(), 1), LeaseRequest())
         assert refusals.came.wait(5.0), "nobody was told"
+        assert supply.returned.is_set(), "it would be renewed for nobody"
+        assert keeper.leases() == []
     finally:
         keeper.close()
     assert "OverflowError" in str(refusals.errors[0])
