@@ -70,6 +70,7 @@ class Function:
     __slots__ = (
         "_code",
         "_context",
+        "_counted",
         "_error",
         "_hold",
         "_instance",
@@ -98,6 +99,7 @@ class Function:
         self.target: Callable[..., Any] | None = None
         self._code: Buffer | None = code
         self._loaded: Any = None
+        self._counted = False  # whether it tells how often its last call ran a function
         self._error: FunctionLoadError | None = None
         self._instance: Any = None
         self._loop = loop
@@ -123,7 +125,7 @@ class Function:
 
     def counted(self, raised: bool) -> tuple[int, int]:
         """(executions, errors) of the call that has just ended; one that raised is both."""
-        if not hasattr(self._loaded, COUNTED):
+        if not self._counted:
             return 1, int(raised)
         times, errors = getattr(self._loaded, COUNTED)
         setattr(self._loaded, COUNTED, (0, 0))  # the next one may fail before it begins
@@ -154,7 +156,9 @@ class Function:
             self._error = error
             raise
         self._code = None
-        if self.header.kind == "function" and self._context is None and not hasattr(self._loaded, COUNTED):
+        # Asked of the type, and of no code of the user's: a proxy has every attribute that one asks it for.
+        self._counted = inspect.getattr_static(type(self._loaded), COUNTED, None) is not None
+        if self.header.kind == "function" and self._context is None and not self._counted:
             self.target = self._loaded
 
     def _invoke_method(self, method: str, /, *args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 
 from isthmus.core.errors import FunctionLoadError
 from isthmus.fabric.codec import FunctionHeader, encode_function, function_kind
-from isthmus.node.functions import Function, Loop
+from isthmus.node.functions import COUNTED, Function, Loop
 from isthmus.sdk.carriers import Chunk
 
 
@@ -116,3 +116,41 @@ def test_any_other_call_counts_once(loop: Loop) -> None:
     function = _function(lambda value: value, loop)
     assert function.counted(raised=False) == (1, 0)
     assert function.counted(raised=True) == (1, 1)
+
+
+class Answering:
+    """Has every attribute that one asks it for, like a proxy or a mock."""
+
+    def __getattr__(self, name: str) -> str:
+        if name.startswith("__") and name != COUNTED:
+            raise AttributeError(name)
+        return "yes"
+
+    def __call__(self, value: int) -> int:
+        return value
+
+
+class Strict(type):
+    """Of classes that let nobody look for what they have not."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class Guarded(metaclass=Strict):
+    def greet(self) -> str:
+        return "hello"
+
+
+def test_a_callable_with_every_attribute_counts_once(loop: Loop) -> None:
+    function = _function(Answering(), loop)
+    assert function.invoke(3) == 3
+    assert function.counted(raised=False) == (1, 0)
+
+
+def test_an_actors_class_is_not_asked_how_to_count(loop: Loop) -> None:
+    actor = Function(FunctionHeader(name="G", kind="actor"), encode_function(Guarded), 0, loop)
+    actor.invoke("__init__")
+    assert actor.invoke("greet") == "hello"
+    assert actor.counted(raised=False) == (1, 0)
+    actor.leave()
