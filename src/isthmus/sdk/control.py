@@ -6,12 +6,12 @@ Not here: when to ask for a lease (`dispatch.py`), what to do with one (`supply.
 """
 
 import contextlib
+import re
 import socket
 import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
 
 import msgspec
 
@@ -30,6 +30,7 @@ START_ALLOWANCE_S = 30.0  # beyond a lease request's own wait_s: a cold environm
 REPEAT_PAUSES_S = (0.05, 0.2)  # before the second and third try of an idempotent request
 _MSGPACK = {"content-type": "application/msgpack"}
 _JSON = {"content-type": "application/json"}
+_ID = re.compile("[A-Za-z0-9_-]+")
 _CONNECTED = ("connection.connect_tcp.complete", "connection.start_tls.complete")  # httpcore's trace events
 
 
@@ -183,8 +184,10 @@ class Control:
 
 
 def _part(given: str) -> str:
-    """One segment of a path, whatever a user gave as an id."""
-    return quote(given, safe="")
+    """One segment of a path. What is no id would name another path (`..`), so nobody is asked about it."""
+    if not isinstance(given, str) or _ID.fullmatch(given) is None:
+        raise errors.NotFoundError(f"{given!r} is no id; one looks like call_01kayv2m8qz4x7tn")
+    return given
 
 
 def _error_of(body: bytes, status: int, url: str) -> errors.IsthmusError:
