@@ -54,6 +54,12 @@ def test_arrays_of_any_shape_are_put_as_their_bytes(memory):
     block = memory.allocate(array.nbytes)
     block.put(array)
     assert np.array_equal(np.frombuffer(block.get()).reshape(3, 4), array)
+    block.put(np.asfortranarray(array))
+    assert np.array_equal(np.frombuffer(block.get()).reshape(4, 3).T, array)
+    block.put(np.empty((0, 3)))
+    assert np.array_equal(np.frombuffer(block.get()).reshape(4, 3).T, array), "nothing was put"
+    with pytest.raises(BufferError, match="contiguous"):
+        block.put(array[:, ::2])
 
 
 def test_all_that_was_leased_can_be_used_at_once(memory):

@@ -8,6 +8,7 @@ node and by rendezvous, which is remote memory access, over RDMA (`fabric`).
 
 import contextlib
 import itertools
+import pickle
 import threading
 import weakref
 from collections import deque
@@ -124,8 +125,10 @@ class Block:
         self._dropped.atexit = False
 
     def put(self, data: Any, offset: int = 0) -> None:
-        """Copy a contiguous buffer (bytes, a memoryview, a NumPy array) to `offset`. Then it is there."""
-        view = memoryview(data).cast("B")
+        """Copy a contiguous buffer (bytes, a memoryview, a NumPy array) to `offset`, its bytes as they lie in
+        memory here. Then it is there. Raises BufferError for a buffer with gaps.
+        """
+        view = pickle.PickleBuffer(data).raw()
         self._check(offset, len(view))
         for piece in self._pieces(len(view), lambda at, end: self._put(offset + at, view[at:end])):
             piece[1].result()
