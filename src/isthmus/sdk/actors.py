@@ -16,7 +16,7 @@ from isthmus.fabric import codec
 from isthmus.sdk.calls import Payload, Plan
 from isthmus.sdk.engine import Engine
 from isthmus.sdk.function import FunctionSpec, Retry, spec_of
-from isthmus.sdk.futures import Future
+from isthmus.sdk.futures import Future, outcome
 from isthmus.sdk.plans import Plans
 from isthmus.sdk.streaming import Inbox, Stream
 from isthmus.sdk.work import NEVER, Call
@@ -35,12 +35,11 @@ class Method:
         return self._actor._start(self._name, args, kwargs, None)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it and wait for the value."""
-        future = self(*args, **kwargs)
+        """Run it and wait for the value. An interrupted wait cancels the call."""
         try:
-            return future.result()
+            return outcome(self(*args, **kwargs))
         finally:
-            del self, future  # a traceback that is kept would keep the actor, and with it its cores
+            del self  # a traceback that is kept would keep the actor, and with it its cores
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """For a generator method: its items as they come."""

@@ -50,9 +50,9 @@ class Future(concurrent.futures.Future[T]):
         try:
             return super().result(self._drive(limit_s))
         except TimeoutError:
-            if self.done():
-                raise  # the function's own
-            raise TimeoutError(_too_early(limit_s)) from None
+            if not self.done():
+                raise TimeoutError(_too_early(limit_s)) from None
+        return super().result(0)  # the function's own error, or what came at the last moment
 
     def exception(
         self, timeout: float | None = None, *, timeout_s: float | None = None
@@ -61,7 +61,9 @@ class Future(concurrent.futures.Future[T]):
         try:
             return super().exception(self._drive(limit_s))
         except TimeoutError:
-            raise TimeoutError(_too_early(limit_s)) from None
+            if not self.done():
+                raise TimeoutError(_too_early(limit_s)) from None
+        return super().exception(0)  # it came at the last moment
 
     def cancel(self) -> bool:
         """Take the call back, queued or running: running code gets an exception, then its process is
@@ -113,6 +115,18 @@ class Future(concurrent.futures.Future[T]):
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self.driver.wait(self, deadline_s)
         return None if deadline_s is None else max(deadline_s - time.monotonic(), 0.0)
+
+
+def outcome(future: Future[T]) -> T:
+    """The outcome of a call that nobody else will wait for: it is cancelled when the wait is interrupted."""
+    try:
+        return future.result()
+    except BaseException:
+        if not future.done():
+            future.cancel()
+        raise
+    finally:
+        del future  # its traceback would keep it, and what it holds, alive
 
 
 def _too_early(limit_s: float | None) -> str:

@@ -29,7 +29,7 @@ from isthmus.sdk.control import Control
 from isthmus.sdk.durable import DurableCalls
 from isthmus.sdk.engine import Engine
 from isthmus.sdk.function import FunctionSpec, Retry
-from isthmus.sdk.futures import Driver, Future
+from isthmus.sdk.futures import Driver, Future, outcome
 from isthmus.sdk.groups import GroupCall
 from isthmus.sdk.latency import HOT_GAP_S, LatencyReport
 from isthmus.sdk.links import TRUST_S, Link
@@ -314,7 +314,7 @@ class Site:
         plan = self._plan(fn)
         cold = not plan.pool.executors
         began_s = perf_counter()
-        value: R = _wait(self.start(plan, plan.spec, args, kwargs))
+        value: R = outcome(self.start(plan, plan.spec, args, kwargs))
         (self._engine.cold if cold else self._engine.warm)(perf_counter() - began_s)
         self._bind_dash(fn, plan)
         return value
@@ -328,7 +328,7 @@ class Site:
         self._engine.adopt(call, dash.executor)
         if frame is not None:
             self._engine.receive(frame)
-        return _wait(future)
+        return outcome(future)
 
     def _new_call(
         self, plan: Plan, spec: FunctionSpec, payload: Payload, number: int = 0, sent_s: float = 0.0
@@ -359,18 +359,6 @@ class Site:
             if link.open and not executor.inflight and plan.definition.number in link.defined:
                 self._dashes[id(fn)] = _Dash(plan, executor, link)
                 return
-
-
-def _wait(future: Future[Any]) -> Any:
-    """The outcome of a call that nobody else will wait for: it is cancelled when the wait is interrupted."""
-    try:
-        return future.result()
-    except BaseException:
-        if not future.done():
-            future.cancel()
-        raise
-    finally:
-        del future  # its traceback would keep it, and what it holds, alive
 
 
 def _stop(link: Link, number: int) -> None:
