@@ -101,7 +101,7 @@ class Dispatch:
         if call.pool.broken is not None:
             self._settle(call, call.pool.broken)
             return
-        call.pool.queue.append(call)
+        self._enqueue(call)
         self._assign(call.pool, now_s)
 
     def adopt(self, call: Call, executor: Executor) -> None:
@@ -290,8 +290,7 @@ class Dispatch:
         if call.pool.broken is not None:
             self._settle(call, call.pool.broken)
             return
-        call.state = State.QUEUED
-        call.pool.queue.append(call)
+        self._enqueue(call)
         self._assign(call.pool, now_s)
 
     def _kill_due(self, call: Call, now_s: float) -> None:
@@ -325,6 +324,15 @@ class Dispatch:
         self._at(warn_s, _Due.WARN, pool)
 
     # inside ------------------------------------------------------------------------
+    def _enqueue(self, call: Call, ahead: bool = False) -> None:
+        pool, call.state = call.pool, State.QUEUED
+        if not pool.queue:  # a wait ends with the last call that waited: this one's begins anew
+            pool.waiting_s = pool.warn_s = NEVER
+        if ahead:
+            pool.queue.appendleft(call)
+        else:
+            pool.queue.append(call)
+
     def _assign(self, pool: Pool, now_s: float) -> None:
         queue = pool.queue
         while queue:
@@ -359,6 +367,8 @@ class Dispatch:
 
     def _grow(self, pool: Pool, now_s: float) -> None:
         room = pool.limit - len(pool.executors)
+        if room > 0 and not pool.executors and pool.waiting_s == NEVER:
+            self._watch(pool, now_s, now_s + WARN_S)
         if (
             pool.requesting
             or room <= 0
@@ -367,8 +377,6 @@ class Dispatch:
         ):
             return
         wait_s = self._queue_wait_s(pool, now_s) if pool.refusals and not pool.executors else 0.0
-        if not pool.executors and pool.waiting_s == NEVER:
-            self._watch(pool, now_s, now_s + WARN_S)
         self._request(pool, min(room, pool.growth, len(pool.queue)), wait_s)
 
     def _backlog_s(self, pool: Pool) -> float:
@@ -471,8 +479,7 @@ class Dispatch:
         elif call.pool.broken is not None or (call.pool.sticky or not call.replayable):
             self._settle(call, call.pool.broken or EvictedError("the lease of this call was taken back"))
         else:
-            call.state = State.QUEUED
-            call.pool.queue.appendleft(call)
+            self._enqueue(call, ahead=True)
 
     def _examine(self, executor: Executor, call: Call) -> None:
         call.state = State.EXAMINED

@@ -304,6 +304,21 @@ def test_calls_that_wait_long_for_an_executor_are_told_of_ever_more_rarely():
     assert not [effect for effect in core.effects if isinstance(effect, work.Warn)]
 
 
+def test_a_wait_for_an_executor_begins_anew_when_nobody_waited_any_more():
+    core = Dispatch(capacity_wait_s=600.0)
+    pool = core.pool("pool", None, limit=1)
+    first = Call(0, pool, None, Retry())
+    core.submit(first, 0.0)
+    core.cancel(first, 5.0)
+    core.submit(Call(1, pool, None, Retry()), 8.0)
+    told = []
+    for now_s in range(9, 40):
+        core.tick(float(now_s))
+        told += [(now_s, effect.waited_s) for effect in core.effects if isinstance(effect, work.Warn)]
+        core.effects.clear()
+    assert told == [(18, dispatch.WARN_S), (28, 2 * dispatch.WARN_S)], "the request is still under way"
+
+
 def test_a_call_waits_its_turn_and_fails_in_the_end():
     core = Dispatch(capacity_wait_s=100.0)
     pool = core.pool("pool", None, limit=2)
