@@ -22,7 +22,7 @@ ROUNDS = 3
 LIMIT_S = 180.0  # of one subject in one round
 LIMIT_QUICK_S = 60.0
 RESULTS = ROOT / "benchmarks" / "results"
-CLAIMS = ("hot", "native", "warm", "cold", "payload", "pipelined", "mapping", "decisions", "idle")
+CLAIMS = ("hot", "native", "warm", "cold", "payload", "memory", "pipelined", "mapping", "decisions", "idle")
 PEERS = {
     "ray": "ray",
     "dask": "dask",

@@ -15,6 +15,7 @@ _ROWS = (
     ("raw UCX round trip (floor)", "floors", "ucx_round_trip_us", "", "", ""),
     ("Unix socket, blocking (floor)", "floors", "socket_round_trip_us", "", "", ""),
     ("**isthmus** `site.call`, hot", "hot", "call_us", "payload.in_us", "payload.out_us", ""),
+    ("**isthmus** leased memory, a block put and got", "", "", "memory.put_us", "memory.get_us", ""),
     ("**isthmus** `site.submit`, many at once", "", "", "", "", "pipelined.submit_throughput_per_s"),
     ("**isthmus** pipelined, one frame a call, bare channel", "", "", "", "",
      "pipelined.raw_throughput_per_s"),
