@@ -159,7 +159,7 @@ def test_a_job_that_stands_ready_says_whose_it_is_and_what_waits_is_told(
         while [(one.job, one.reason) for one in await client.queue()] != [(waiting, "Resources")]:
             await asyncio.sleep(0.1)
         (found,) = await client.queue()
-        assert (found.partition, found.nodes, found.is_batch) == ("batch", 5, True)
+        assert (found.partition, found.nodes) == ("batch", 5)
 
     tell(settings_of(place), story)
 

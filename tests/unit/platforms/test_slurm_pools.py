@@ -96,8 +96,8 @@ def test_what_batch_jobs_claim_goes_before_the_minimum_idle_ones_first():
 
 def test_batch_jobs_claim_what_the_next_of_them_need():
     queue = (
-        "7|batch|Resources|2|6||.\n8|batch|Priority|9|90||.\n9|other|Resources|9|90||.\n"
-        "10|batch|Resources|9|90|isthmus-pool:abcd:burst|.\n11|batch|Dependency|9|90|a|b|.\n"
+        "7|batch|2|6|Resources|.\n8|batch|9|90|Priority|.\n9|other|9|90|Resources|.\n"
+        "11|batch|9|90|Dependency|.\n"
     )
     waits = parsing.queue(queue)
     batch = frozenset({"batch"})

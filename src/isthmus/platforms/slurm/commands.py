@@ -15,7 +15,7 @@ from isthmus.platforms.slurm.records import BatchJob, JobRequest, PoolRequest, j
 MARK = "."  # the last field of every line
 SEPARATOR = "|"
 JOB_FIELDS = ("%A", "%N", "%T", "%r", "%C", "%m", "%e", "%W", "%k")
-QUEUE_FIELDS = ("%A", "%P", "%r", "%D", "%C", "%k")
+QUEUE_FIELDS = ("%A", "%P", "%D", "%C", "%r")  # none that a user words: others' jobs are in it
 NODE_FIELDS = (
     "NodeList", "StateLong", "CPUsState", "Memory", "AllocMem", "Gres", "GresUsed", "Features", "Reason"
 )  # fmt: skip

@@ -44,12 +44,9 @@ def queue(text: str) -> tuple[Waiting, ...]:
     """Of `commands.list_queue`. Raises SlurmOutputError."""
     return tuple(
         Waiting(
-            job=_number(job), partition=partition, reason=reason, nodes=_number(nodes), cores=_number(cores),
-            comment=comment,
+            job=_number(job), partition=partition, reason=reason, nodes=_number(nodes), cores=_number(cores)
         )
-        for job, partition, reason, nodes, cores, comment in _rows(
-            text, len(QUEUE_FIELDS), f"{SEPARATOR}{MARK}\n"
-        )
+        for job, partition, nodes, cores, reason in _rows(text, len(QUEUE_FIELDS), f"{SEPARATOR}{MARK}\n")
     )  # fmt: skip
 
 

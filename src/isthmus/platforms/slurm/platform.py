@@ -199,7 +199,7 @@ class SlurmPlatform:
             _log.warning("Slurm's jobs cannot be read; nothing changes", why=str(error))
             return None
         if self._lenders is not None:
-            self._lenders.see(job for job in reading.rows if reasons.is_foreign_and_runs(job))
+            self._lenders.see(job for job in reading.rows if job.is_batch and job.state == "RUNNING")
         states: dict[AllocationId, AllocationState] = {}
         for job in reading.rows:
             allocation = allocation_of(job, self._site)

@@ -57,13 +57,14 @@ class Plan(NamedTuple):
 
 
 def claim(pool: SlurmPoolSettings, partitions: frozenset[str], queue: Iterable[Waiting]) -> Claim | None:
-    """What is claimed of a pool by what waits in these partitions; in any, if none is named."""
+    """What is claimed of a pool by those that wait in these partitions; in any, if none is named.
+
+    queue  without isthmus' own jobs
+    """
     batch = [
         one
         for one in queue
-        if one.is_batch
-        and one.reason in (_NEXT, _BEHIND)
-        and (not partitions or partitions & set(one.partition.split(",")))
+        if one.reason in (_NEXT, _BEHIND) and (not partitions or partitions & set(one.partition.split(",")))
     ]
     if not batch:
         return None

@@ -13,6 +13,7 @@ needed (`pooling.py`).
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -29,7 +30,7 @@ from isthmus.platforms.slurm import pooling, reasons
 from isthmus.platforms.slurm.client import RefusedError, SlurmClient
 from isthmus.platforms.slurm.pool_agents import PoolAgents, job_of
 from isthmus.platforms.slurm.pool_members import Member, as_node
-from isthmus.platforms.slurm.records import Job, new_job, pool_of
+from isthmus.platforms.slurm.records import Job, Waiting, new_job, pool_of
 from isthmus.platforms.slurm.watching import Reading, Watch, gone, settled
 
 RETRY_S = 30.0  # without a further submission after one that was refused, or whose agent did not come
@@ -71,6 +72,7 @@ class Pools:
         self._handed_back: dict[str, list[float]] = {}
         self._retry_at: dict[str, float] = {}
         self._acted_at = 0.0
+        self._seen_at = float("-inf")
         self._needed = asyncio.Event()
         self._stepping: asyncio.Task[None] | None = None
         self._removing: set[asyncio.Task[None]] = set()
@@ -95,7 +97,10 @@ class Pools:
         return states
 
     async def see(self, reading: Reading[Job]) -> None:
-        """Take in what Slurm says of our jobs."""
+        """Take in what Slurm says of our jobs, unless it has said something newer since."""
+        if reading.began_at < self._seen_at:
+            return
+        self._seen_at = reading.began_at
         listed: set[int] = set()
         for job in reading.rows:
             pool = pool_of(job, self._agents.site)
@@ -147,6 +152,7 @@ class Pools:
         member = self._members.pop(number, None)
         if member is None:
             return
+        self._list_nodes()
         _log.info("a pool has lost a job", pool=member.pool, job=number)
         if member.arrival is not None and not member.is_ready and not member.is_leaving:
             words = f"job {number} ended before its agent had dialled in; see {self._agents.log}"
@@ -270,6 +276,9 @@ class Pools:
             except SiteUnavailableError as error:
                 self._outage = f"Slurm does not answer: {error}"
                 _log.warning("pools stay as they are", why=str(error))
+            except Exception as error:  # nobody waits for this task: without it no pool would ever change
+                self._outage = f"a step failed by a fault of isthmus, see the site's log: {error!r}"
+                _log.exception("a step of the pools failed; the next one tries again")
             try:
                 async with asyncio.timeout(self._settings.tick_s):
                     await self._needed.wait()
@@ -278,9 +287,12 @@ class Pools:
             self._needed.clear()
 
     async def _step(self) -> None:
-        await self.see(await self._watch.jobs(self._acted_at))
+        queue, asked_at = await self._queue(), time.monotonic()
+        reading = await self._watch.jobs(max(self._acted_at, asked_at) if queue else self._acted_at)
+        await self.see(reading)
+        ours = {job.job for job in reading.rows if not job.is_batch}
+        claims = self._find_claims([one for one in queue if one.job not in ours])
         wanted, self._cold = [*self._waiting, *self._cold], []
-        claims = await self._ask_for_claims()
         for name, pool in self._settings.pools.items():
             more = pooling.allocations_for(pool, wanted)
             wanted = [one for one in wanted if not pooling.fits(pool, one)]
@@ -290,12 +302,19 @@ class Pools:
             if member.pool not in self._settings.pools:  # of a pool that the settings do not name any more
                 await self._cancel(member)
 
-    async def _ask_for_claims(self) -> dict[str, pooling.Claim]:
-        """Of batch jobs, on pools that promise to go when some wait."""
-        giving = {name: pool for name, pool in self._settings.pools.items() if pool.contract == "drain"}
-        queue = await self._client.queue() if giving else ()
+    async def _queue(self) -> tuple[Waiting, ...]:
+        """Asked for before our jobs are: these then name all of ours that are in it."""
+        return await self._client.queue() if self._giving else ()
+
+    @property
+    def _giving(self) -> dict[str, SlurmPoolSettings]:
+        """Pools that promise to go when batch jobs wait."""
+        return {name: pool for name, pool in self._settings.pools.items() if pool.contract == "drain"}
+
+    def _find_claims(self, queue: Sequence[Waiting]) -> dict[str, pooling.Claim]:
+        """On which pools those have one that wait and are none of ours."""
         claims: dict[str, pooling.Claim] = {}
-        for name, pool in giving.items():
+        for name, pool in self._giving.items():
             own = self._agents.request(name, pool).partition(self._settings)
             found = pooling.claim(pool, frozenset({own, self._settings.partition} - {""}), queue)
             if found is not None:
@@ -315,17 +334,13 @@ class Pools:
 
     def _described(self, name: str) -> list[pooling.Member]:
         now, now_s = time.monotonic(), time.time()
-        leases: dict[NodeId, int] = {}
-        for allocation in self._bookings.states():
-            held = self._bookings.held(allocation)
-            if held is not None:
-                leases[held.node] = leases.get(held.node, 0) + 1
+        leases = self._leases()
         return [
             pooling.Member(
                 job=member.job.job,
                 is_running=member.is_running,
                 is_ready=member.is_ready,
-                leases=leases.get(member.node, 0),
+                leases=leases[member.node],
                 idle_s=now - member.idle_since,
                 left_s=member.left_s(now_s),
                 is_leaving=member.is_leaving,
@@ -334,6 +349,11 @@ class Pools:
             for member in self._members.values()
             if member.pool == name
         ]
+
+    def _leases(self) -> Counter[NodeId]:
+        """How many each node has."""
+        held = map(self._bookings.held, self._bookings.states())
+        return Counter(one.node for one in held if one is not None)
 
     async def _remove(self, member: Member) -> None:
         """The agent, should Slurm not have been able to end it, and what it wrote."""
@@ -349,13 +369,19 @@ class Pools:
             self._members[number].left_at = time.monotonic()
             self._members[number].claimed = self._claims.get(name, "")
         for number in plan.cancel:
-            member = self._members[number]
+            member = self._members.get(number)
+            if member is None or self._is_taken(member):  # others act during each await
+                continue
             if member.claimed and member.is_running:
                 self._handed_back.setdefault(name, []).append(time.monotonic())
             await self._cancel(member)
         for _ in range(min(plan.submit, SUBMITS_MAX)):
             if time.monotonic() >= self._retry_at.get(name, 0.0):
                 await self._submit(name)
+
+    def _is_taken(self, member: Member) -> bool:
+        """It began to run and is open to leases, or has one."""
+        return member.node in self._leases() or (member.is_running and not member.is_leaving)
 
     async def _submit(self, name: str) -> None:
         self._acted_at = float("inf")  # what comes of it is not in any list before it is over

@@ -5,7 +5,7 @@ Source: squeue(1), JOB STATE CODES and JOB REASON CODES.
 
 from isthmus.core.model import EndReason
 from isthmus.platforms.platform import AllocationState
-from isthmus.platforms.slurm.records import Job, NodeUse
+from isthmus.platforms.slurm.records import NodeUse
 
 _PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 _RUNNING = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"})
@@ -62,11 +62,6 @@ def allocation_state(state: str) -> AllocationState:
     if state in _PENDING:
         return "pending"
     return "ended" if state in _ENDED else "running"
-
-
-def is_foreign_and_runs(job: Job) -> bool:
-    """A job of our user that no site of isthmus has asked for."""
-    return job.state == "RUNNING" and not job.comment.startswith("isthmus")
 
 
 def end_reason(state: str) -> EndReason:

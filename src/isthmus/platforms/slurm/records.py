@@ -31,6 +31,11 @@ class Job(Record, frozen=True):
     comment: str
     licenses: dict[str, int] = msgspec.field(default_factory=dict)
 
+    @property
+    def is_batch(self) -> bool:
+        """No site of isthmus asked for it."""
+        return not self.comment.startswith((f"{_LEASE}:", f"{_POOL}:"))
+
 
 class Waiting(Record, frozen=True):
     """A job that waits in the queue, whoever's it is."""
@@ -40,12 +45,6 @@ class Waiting(Record, frozen=True):
     reason: str
     nodes: int
     cores: int
-    comment: str
-
-    @property
-    def is_batch(self) -> bool:
-        """It is of no site of isthmus."""
-        return not self.comment.startswith((f"{_LEASE}:", f"{_POOL}:"))
 
 
 def new_job(number: int) -> Job:

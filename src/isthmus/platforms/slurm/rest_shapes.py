@@ -183,7 +183,6 @@ def queue(answer: Any) -> tuple[Waiting, ...]:
             reason=str(row.get("state_reason") or "None"),
             nodes=_number(row.get("node_count"), 1),
             cores=_number(row.get("cpus"), 0),
-            comment=str(row.get("comment") or ""),
         )
         for row in _list(answer, "jobs")
         if _job_state(row) == "PENDING"
