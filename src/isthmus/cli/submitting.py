@@ -70,7 +70,17 @@ def sbatch(
     done = subprocess.run(["sbatch", "--parsable", *words], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise typer.Exit(done.returncode)
-    print_json({"job": int(done.stdout.split(";")[0]), "script": str(script), "lend": _plain(lend)})
+    print_json({"job": _submitted(done.stdout), "script": str(script), "lend": _plain(lend)})
+
+
+def _submitted(printed: str) -> int:
+    """Raises Failure."""
+    from isthmus.platforms.slurm.parsing import SlurmOutputError, submitted
+
+    try:
+        return submitted(printed)
+    except SlurmOutputError as error:
+        raise Failure(f"{error}; `squeue --me` tells whether the job was submitted all the same") from error
 
 
 def script_place(words: Sequence[str]) -> int:

@@ -44,7 +44,7 @@ from isthmus.node.hosting import Host, enforced
 from isthmus.node.isolation import cached, choose, shaped, state_tag
 from isthmus.node.launching import rest_url
 from isthmus.node.leases import Allotments, Capacity
-from isthmus.node.lending import JOINED_FILE, LOCK_FILE
+from isthmus.node.lending import JOINED_FILE, LOCK_FILE, enter_state
 from isthmus.node.messages import (
     AddExecutor,
     AgentHello,
@@ -404,6 +404,8 @@ def main() -> int:
     settings_json = os.environ.pop("ISTHMUS_AGENT_SETTINGS", "{}")
     try:
         settings = msgspec.json.decode(settings_json, type=NodeSettings)
+        if options.lend_cores:
+            enter_state(options.state)
         _lock_state(options.state)
         logging.basicConfig(
             filename=options.state / "agent.log",

@@ -1,6 +1,7 @@
-"""What an agent is told at its start: where its site is, and what only its environment may hold."""
+"""What an agent is told at its start: its name, where its site is, and what only its environment may hold."""
 
 import re
+import sys
 
 import msgspec
 
@@ -9,7 +10,28 @@ from isthmus.core.ids import NodeId
 from isthmus.core.settings import NodeSettings
 
 _LENT = re.compile(r".+\.job(\d+)")
-_POOLED = re.compile(r".+\.([a-z][a-z0-9-]*)\.\d+")
+_POOLED = re.compile(r".+\.([a-z][a-z0-9-]*)\.(\d+)")
+
+
+def agent_words(python: str, url: str) -> list[str]:
+    """How its command begins. python: empty: the interpreter that runs us."""
+    return [python or sys.executable, "-m", "isthmus.node.agent", "--site", url]
+
+
+def lent_name(node: str, job: str) -> str:
+    """Of what a batch job lends of one of its nodes, as a node."""
+    return f"{node}.job{job}"
+
+
+def pooled_name(node: str, pool: str, job: str) -> str:
+    """Of an allocation of a pool, as a node."""
+    return f"{node}.{pool}.{job}"
+
+
+def pooled_job(name: str) -> str | None:
+    """The job of a node that is an allocation of a pool; None: it is no such node."""
+    found = _POOLED.fullmatch(name)
+    return found[2] if found else None
 
 
 def agent_url(site_url: str) -> str:

@@ -6,15 +6,16 @@ Not here: what the agent then does (`agent.py`, `harvesting.py`).
 import fcntl
 import os
 import shutil
-import sys
+import stat
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from isthmus.core.errors import SettingsError
 from isthmus.core.ids import NodeId
 from isthmus.core.settings import NodeSettings
-from isthmus.node.launching import agent_url, job_holder, secrets
+from isthmus.node.launching import agent_url, agent_words, job_holder, lent_name, secrets
 from isthmus.node.owners import LENT, Lent
 
 LOCK_FILE = "agent.lock"
@@ -28,19 +29,9 @@ def node_name(lent: Lent) -> NodeId:
     return NodeId(lent_name(lent.node, lent.job))
 
 
-def lent_name(node: str, job: str) -> str:
-    return f"{node}.job{job}"
-
-
 def command(lent: Lent, site_url: str, state: Path, parent: int) -> list[str]:
     """parent: the process with which the lending ends; 0: none, the batch system ends it."""
-    words = [
-        sys.executable,
-        "-m",
-        "isthmus.node.agent",
-        "--site",
-        agent_url(site_url),
-    ]
+    words = agent_words("", agent_url(site_url))
     words += ["--node", node_name(lent), "--state", str(state)]
     words += ["--lend-cores", str(lent.cores), "--lend-memory", str(lent.memory_bytes)]
     return words + (["--parent", str(parent)] if parent else [])
@@ -53,12 +44,25 @@ def environment(
 
 
 def make_state(lent: Lent) -> Path:
-    """The agent's directory, on this node; the agent removes it. What killed agents left goes first."""
-    base = Path(tempfile.gettempdir())
-    for left in base.glob(f"{DIRECTORY_PREFIX}*"):
-        if _is_abandoned(left):
+    """A directory for an agent on this node, which removes it."""
+    return Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{lent.job}-"))
+
+
+def enter_state(state: Path) -> None:
+    """Make this directory of an agent that lends, or take over what a killed one left there; what killed ones
+    left in others goes. Raises SettingsError: its name can be guessed, and another user may have made it.
+    """
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = state.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise SettingsError(f"{state} is not a directory of ours alone; remove it, or set another TMPDIR")
+        os.utime(state)  # no other agent takes it for abandoned before we hold its lock
+    except OSError as error:
+        raise SettingsError(f"the agent's directory cannot be made: {error}") from error
+    for left in state.parent.glob(f"{DIRECTORY_PREFIX}*"):
+        if left != state and _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{lent.job}-", dir=base))
 
 
 def _is_abandoned(state: Path) -> bool:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +24,7 @@ from isthmus.core.ids import AllocationId, NodeId
 from isthmus.core.kinds import Stock
 from isthmus.core.model import LeaseClass, Node, Record, Resources
 from isthmus.core.settings import Settings
-from isthmus.node.launching import agent_url, secrets
+from isthmus.node.launching import agent_url, agent_words, secrets
 from isthmus.node.processes import readable
 from isthmus.platforms import capacity
 from isthmus.platforms.bookings import Bookings
@@ -214,7 +213,7 @@ class LocalPlatform:
 
     def _command(self) -> list[str]:
         node = self._bookings.nodes[0].node
-        command = [sys.executable, "-m", "isthmus.node.agent", "--site", self._agent_url, "--node", node]
+        command = [*agent_words("", self._agent_url), "--node", node]
         command += ["--state", str(self._state), "--cache", str(self._cache.absolute())]
         command += ["--parent", str(self._parent)] if self._parent else []
         return command + (["--ephemeral"] if self._is_ephemeral else [])

@@ -1,6 +1,8 @@
 """Every command teaches, is quick to say what it does, and fails in one clear line."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 
@@ -153,3 +155,17 @@ def test_a_site_that_does_not_answer_is_told_as_such_without_the_key(run):
     assert "does not answer" in done.complaint
     assert "check the URL" in done.complaint
     assert "isk_secret" not in done.complaint
+
+
+@pytest.mark.parametrize("printed", ["", "sbatch: odd\n", "12;cluster\n", "12\n"])
+def test_a_number_that_sbatch_does_not_print_is_a_failure_with_words(tmp_path, monkeypatch, printed):
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\nprintf {shlex.quote(printed)}\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    (tmp_path / "job.sh").write_text("#!/bin/sh\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    done = CliRunner().invoke(app, ["sbatch", "--json", str(tmp_path / "job.sh")])
+    if printed.startswith("12"):
+        assert json.loads(done.stdout)["job"] == 12
+    else:
+        assert "sbatch named no job" in str(done.exception)
+        assert "squeue --me" in str(done.exception)

@@ -2,13 +2,13 @@
 
 The script runs as it is: the agent is a step of its own (`srun --overlap`), which Slurm ends with the job.
 Slurm tells a job's script to its own user, so nobody need be asked, and `sbatch` is typed as ever.
-Each job is looked at once. Not here: what an agent lends (`isthmus.node.harvesting`).
+Each job is looked at once, and again where Slurm did not answer.
+Not here: what an agent lends (`isthmus.node.harvesting`).
 """
 
 import asyncio
 import re
 import shlex
-import sys
 from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
@@ -17,8 +17,8 @@ from isthmus.core.errors import SiteUnavailableError
 from isthmus.core.ids import NodeId
 from isthmus.core.model import Record
 from isthmus.core.settings import NodeSettings
-from isthmus.node.launching import job_holder, secrets
-from isthmus.node.lending import DIRECTORY_PREFIX, lent_name
+from isthmus.node.launching import agent_words, job_holder, lent_name, secrets
+from isthmus.node.lending import DIRECTORY_PREFIX
 from isthmus.node.owners import LENT
 from isthmus.platforms.slurm.client import JobSteps
 from isthmus.platforms.slurm.directives import DirectiveError, Lend, lend_of
@@ -26,6 +26,7 @@ from isthmus.platforms.slurm.records import BatchJob, Job, Program
 
 LOOKS_MAX = 2  # scripts asked for at once: many jobs may begin together
 RETURN_S = 5.0  # an agent of an earlier site has dialled again by then
+AGAIN_S = 10.0  # until a job is looked at again that could not be
 STEP_TRIES = 3
 STEP_PAUSE_S = 1.0
 _log = structlog.get_logger("platforms.slurm")
@@ -51,13 +52,13 @@ class LenderAgents(Record, frozen=True):
             "SLURM_MEM_PER_NODE": f"{job.memory_bytes // job.nodes // 2**20}",
         }  # fmt: skip
         exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in known.items())
-        words = (self.python or sys.executable, "-m", "isthmus.node.agent", "--site", self.url)
+        words = agent_words(self.python, self.url)
         lent = ("--lend-cores", lend.cores, "--lend-memory", lend.memory)
         name = lent_name('"$SLURMD_NODENAME"', f"{job.job}")
-        made = f'"$(mktemp -d "${{TMPDIR:-/tmp}}/{DIRECTORY_PREFIX}{job.job}-XXXXXX")"'
-        script = f"export {exports}; exec {shlex.join(words)} --node {name} --state {made} {shlex.join(lent)}"
+        state = f'"${{TMPDIR:-/tmp}}/{DIRECTORY_PREFIX}{job.job}-$SLURMD_NODENAME"'
+        run = f"{shlex.join(words)} --node {name} --state {state} {shlex.join(lent)}"
         environ = {LENT: "1", **secrets(self.join_key, job_holder(f"{job.job}"), self.node_settings)}
-        return Program(words=("sh", "-c", script), environ=environ, log=self.log)
+        return Program(words=("sh", "-c", f"export {exports}; exec {run}"), environ=environ, log=self.log)
 
 
 class Lenders:
@@ -98,7 +99,9 @@ class Lenders:
         except DirectiveError as error:
             _log.warning("a job's script cannot be understood; it lends nothing", job=job.job, why=str(error))
         except SiteUnavailableError as error:
-            _log.warning("a job may lend, but cannot be looked at", job=job.job, why=str(error))
+            _log.warning("a job may lend, but cannot be looked at now", job=job.job, why=str(error))
+            await asyncio.sleep(AGAIN_S)
+            self._tasks.pop(job.job, None)  # the next survey that still shows it has it looked at again
 
     async def _has_agent(self, job: Job) -> bool:
         try:

@@ -12,7 +12,6 @@ before it counts as gone.
 
 import asyncio
 import hashlib
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from isthmus.core.kinds import HeldBy, Stock
 from isthmus.core.model import LeaseClass, Node, Resources
 from isthmus.core.settings import Settings
 from isthmus.core.units import format_bytes
-from isthmus.node.launching import agent_url, secrets
+from isthmus.node.launching import agent_url, agent_words, secrets
 from isthmus.platforms.platform import Allocation, AllocationState
 from isthmus.platforms.slurm import reasons
 from isthmus.platforms.slurm.client import RefusedError, SlurmClient
@@ -405,7 +404,7 @@ class SlurmPlatform:
             bandwidth=str(resources.bandwidth or ""), cache=str(resources.cache or ""),
         )  # fmt: skip
         words = (
-            self._settings.python or sys.executable, "-m", "isthmus.node.agent", "--site", self._agent_url,
+            *agent_words(self._settings.python, self._agent_url),
             "--node", node, "--name", allocation, "--state", str(self._agents / allocation),
         )  # fmt: skip
         return Program(words=words, environ=secrets(self._join_key, allocation, settings), log=self._log_path)

@@ -4,9 +4,7 @@ Its name has the node and the job in it, which only the job itself knows: so its
 """
 
 import os
-import re
 import shlex
-import sys
 from collections.abc import Mapping
 
 import msgspec
@@ -14,13 +12,10 @@ import msgspec
 from isthmus.core.ids import NodeId
 from isthmus.core.model import Record
 from isthmus.core.settings import NodeSettings, SlurmPoolSettings
-from isthmus.node.launching import pool_holder, secrets
+from isthmus.node.launching import agent_words, pool_holder, pooled_job, pooled_name, secrets
 from isthmus.platforms.slurm.records import PoolRequest
 
 AGENT_TRIES = 4  # starts of it in one job: a later one adopts what the one before left running
-
-_NODE = re.compile(r".+\.[a-z][a-z0-9-]*\.(\d+)")
-
 
 _KEEP = """\
 trap 'gone=1' TERM; gone=; mkdir -p {directory} {logs}
@@ -73,8 +68,8 @@ class PoolAgents(Record, frozen=True):
 
     def _script(self, pool: str) -> str:
         directory, log = shlex.quote(self.directory), shlex.quote(self.log)
-        agent = shlex.join((self.python or sys.executable, "-m", "isthmus.node.agent", "--site", self.url))
-        name = f'"$SLURMD_NODENAME.{pool}.$SLURM_JOB_ID"'
+        agent = shlex.join(agent_words(self.python, self.url))
+        name = f'"{pooled_name("$SLURMD_NODENAME", pool, "$SLURM_JOB_ID")}"'
         state = f'{directory}/pool-"$SLURM_JOB_ID"'
         run = f"{agent} --node {name} --name {name} --state {state} >>{log} 2>&1"
         tries, logs = " ".join(map(str, range(AGENT_TRIES))), shlex.quote(os.path.dirname(self.log))
@@ -89,10 +84,10 @@ class PoolAgents(Record, frozen=True):
 
 def node_name(node: NodeId, pool: str, job: int) -> NodeId:
     """What an allocation of a pool is called as a node."""
-    return NodeId(f"{node}.{pool}.{job}")
+    return NodeId(pooled_name(node, pool, f"{job}"))
 
 
 def job_of(node: NodeId) -> int | None:
     """The job of a node that is an allocation of a pool; None: it is no such node."""
-    found = _NODE.fullmatch(node)
-    return int(found[1]) if found else None
+    job = pooled_job(node)
+    return int(job) if job is not None else None
