@@ -61,6 +61,7 @@ class Harvesting:
         self._owner = Owner(lent.job)
         self._stalls = Stalls(job_group(lent.job))
         self._calm_since_ns = -CALM_NS
+        self._is_stalled = False
         self._ceiling_bytes = NO_CEILING
         self._machine_cores = os.cpu_count() or 1
         self._starving = Starving()
@@ -70,7 +71,7 @@ class Harvesting:
         self._measured_ns = self._found_ns = self._told_ns = self._noted_ns = self._cost_ns = 0
         self._used_cores = 0.0
         self._told = Slack(0, 0)
-        self._now = Slack(0, 0)
+        self._now = self._offered = Slack(0, 0)
         self._lately: deque[tuple[int, Slack]] = deque()
         self._evictions: set[asyncio.Task[None]] = set()
 
@@ -147,22 +148,25 @@ class Harvesting:
             self._feel_pressure(guests, now_ns)
         lent = self._lent
         idle = slack(lent.cores, lent.memory_bytes, lent.held_bytes, used.cores, used.memory_bytes)
-        self._now = idle._replace(memory_bytes=min(idle.memory_bytes, self._ceiling_bytes))
+        self._offered = idle._replace(memory_bytes=min(idle.memory_bytes, self._ceiling_bytes))
+        self._now = self._offered if self._is_stalled else idle  # else the ceiling only keeps new leases away
         self._cost_ns = time.thread_time_ns() - began_ns
         if is_due:
             self._note(now_ns)
 
     def _feel_pressure(self, guests: list[Guest], now_ns: int) -> None:
         stalled = self._stalls.share(now_ns)
-        if stalled > STALLED_MAX:
+        self._is_stalled = stalled > STALLED_MAX
+        if self._is_stalled:
             self._calm_since_ns = now_ns
         harvested_bytes = sum(guest.memory_bytes for guest in guests)
-        self._ceiling_bytes = memory_ceiling(harvested_bytes, stalled, now_ns - self._calm_since_ns)
+        calm_ns = now_ns - self._calm_since_ns
+        self._ceiling_bytes = memory_ceiling(harvested_bytes, stalled, calm_ns, self._ceiling_bytes)
 
     def _note(self, now_ns: int) -> None:
         """Remember it, and tell the site if what idled all the time is another number of cores."""
         self._noted_ns = now_ns
-        self._lately.append((now_ns, self._now))
+        self._lately.append((now_ns, self._offered))
         while now_ns - self._lately[0][0] > LATELY_S * 1e9:
             self._lately.popleft()
         if self.slack.cores != self._told.cores and now_ns - self._told_ns >= TELL_S * 1e9:
@@ -180,6 +184,9 @@ class Harvesting:
         for lease in verdict.thaw:
             self._host.thaw(lease)
         if verdict.evict:
+            self._lately.append(
+                (now_ns, self._offered)
+            )  # why they go, should it be younger than the last note
             self._say(now_ns)  # before their ends: or the site would place them here again
         for lease in verdict.evict:
             self._evict(lease, is_short_of_memory=sizes[lease] > self._now.memory_bytes)

@@ -79,16 +79,17 @@ def judge(guests: Iterable[Guest], now: Slack, now_ns: int, patience_ns: int) ->
     return Verdict(tuple(freeze), tuple(thaw), tuple(evict))
 
 
-def memory_ceiling(harvested_bytes: int, stalled: float, calm_ns: int) -> int:
+def memory_ceiling(harvested_bytes: int, stalled: float, calm_ns: int, before_bytes: int) -> int:
     """What may be harvested while the owner, or its node, is short of memory: half of what is, the rest at
-    the next look if that was not enough; then no more than is, until it has been calm for long.
+    the next look if that was not enough; then never more, until it has been calm for long.
 
-    stalled  share of the time lately in which somebody waited for memory
-    calm_ns  for how long that was at most STALLED_MAX
+    stalled       share of the time lately in which somebody waited for memory
+    calm_ns       for how long that was at most STALLED_MAX
+    before_bytes  the ceiling so far
     """
     if stalled > STALLED_MAX:
         return harvested_bytes // 2
-    return harvested_bytes if calm_ns < CALM_NS else NO_CEILING
+    return min(before_bytes, harvested_bytes) if calm_ns < CALM_NS else NO_CEILING
 
 
 class Progress(NamedTuple):

@@ -81,9 +81,10 @@ def test_what_runs_afterwards_fits_the_slack(guests: list[Guest], cores: int, me
 
 
 def test_while_somebody_waits_for_memory_half_of_what_is_harvested_goes_and_then_nothing_comes() -> None:
-    assert memory_ceiling(4 * GIB, 2 * STALLED_MAX, 0) == 2 * GIB
-    assert memory_ceiling(2 * GIB, STALLED_MAX, CALM_NS - 1) == 2 * GIB
-    assert memory_ceiling(2 * GIB, STALLED_MAX, CALM_NS) == NO_CEILING
+    assert memory_ceiling(4 * GIB, 2 * STALLED_MAX, 0, NO_CEILING) == 2 * GIB
+    assert memory_ceiling(GIB, STALLED_MAX, CALM_NS - 1, 2 * GIB) == GIB
+    assert memory_ceiling(2 * GIB, STALLED_MAX, CALM_NS - 1, GIB) == GIB, "what grew lifts it not"
+    assert memory_ceiling(2 * GIB, STALLED_MAX, CALM_NS, GIB) == NO_CEILING
 
 
 def test_a_share_of_a_core_that_counts_as_idle_is_no_starving() -> None:
