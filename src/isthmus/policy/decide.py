@@ -6,6 +6,7 @@ where a rule, a guarantee or idleness allows it, preemption.
 Invariant: pure. The same arguments give the same decision, so the decision log can be replayed (`replay.py`).
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from isthmus.core.model import LeaseClass, Record, Resources
 from isthmus.policy import fairness, guarantees, limits, placement
 from isthmus.policy.fairness import STANDINGS_MAX, Standing
 from isthmus.policy.limits import Room
-from isthmus.policy.preemption import Wanted, holders, victims
+from isthmus.policy.preemption import Wanted, victims
 from isthmus.policy.rules import Allow, Cap, Deny, Hurry, PolicySet, Prefer, Reclass, Rule
 from isthmus.policy.snapshot import Demand, Snapshot
 from isthmus.policy.weighing import CANDIDATES_MAX, Candidate, Weighing
@@ -94,29 +95,35 @@ class _Judgement:
         room = limits.room(self.snapshot, self.demand, self.caps)
         if room.never:
             return self._no("deny", room.block, room.reason)
-        room = self._lent(room)
         wanted = self.demand.lease.count
         least = wanted if self.demand.lease.together else 1
+        room = self._lent(room, least)
         if room.leases < least:
             return self._short(room, least)
         return self._place(min(wanted, room.leases), least, room)
 
     def _short(self, room: Room, least: int) -> Decision:
-        """Wait; where the site has too little of something, leases that hold it may have to go."""
+        """Wait; where the site has too little of something, leases that hold it may have to go, and others
+        from the nodes that the request needs as well.
+        """
         whose, evict = self._whose(least), tuple[LeaseId, ...]()
-        if room.kind and self.lease_class is not LeaseClass.HARVESTED:
-            wanted = self._wanted(whose, least)
-            evict = holders(self.policies, self.snapshot, wanted, room.kind, room.short)
+        if room.short:
+            usable = self._usable(self.weighing.weigh(self._fitting(), least).candidates)
+            evict = self._evict(whose, _missing(usable, least), room.short)
         asked = f"; {len(evict)} {whose} leases are asked to leave" if evict else ""
         return self._no("wait", room.block, room.reason + asked, evict=evict)
 
-    def _lent(self, room: Room) -> Room:
+    def _lent(self, room: Room, least: int) -> Room:
         """The room that others' guarantees leave; lent nodes back none."""
         if not self.policies.guaranteed or self.lease_class is LeaseClass.HARVESTED:
             return room
         self.own = guarantees.within(self.policies, self.snapshot, self.demand)
         loan = guarantees.loan(self.policies, self.snapshot, self.demand, self.lease_class)
-        if loan is None or max(self.own, loan.leases) >= room.leases:
+        if loan is None:
+            return room
+        if room.short and self.own < least:
+            room = room._replace(short=loan.short(self.resources, least))
+        if max(self.own, loan.leases) >= room.leases:
             return room
         return Room(max(self.own, loan.leases), False, "guarantee", loan.reason)
 
@@ -162,24 +169,27 @@ class _Judgement:
 
     # nodes --------------------------------------------------------------------------------------------------
     def _place(self, wanted: int, least: int, room: Room) -> Decision:
-        nodes = self.snapshot.nodes
-        fitting = placement.fits(nodes, self.resources) & placement.hosts(
-            nodes, self.lease_class, self.resources
-        )
-        weighed = self.weighing.weigh(fitting, wanted)
-        usable = [candidate for candidate in weighed.candidates if not candidate.denied_by]
+        weighed = self.weighing.weigh(self._fitting(), wanted)
+        usable = self._usable(weighed.candidates)
         places = placement.lay_out([c.node for c in usable], [c.slots for c in usable], wanted)
         kept = weighed.candidates[:CANDIDATES_MAX]
         if len(places) >= least:
             return self._yes(tuple(places), room, kept, weighed.fitting)
         block, reason = self._why_not(kept, weighed.fitting)
         outcome: Literal["wait", "deny"] = "deny" if block in ("size", "rule") else "wait"
-        missing = least - min(sum(candidate.slots for candidate in usable), least)
         whose = self._whose(least)
-        evict = self._evict(whose, missing) if block == "capacity" else ()
+        evict = self._evict(whose, _missing(usable, least), {}) if block == "capacity" else ()
         if evict:
             reason += f"; {len(evict)} {whose} leases are asked to leave"
         return self._no(outcome, block, reason, kept, weighed.fitting, evict)
+
+    def _fitting(self) -> placement.BoolArray:
+        nodes = self.snapshot.nodes
+        hosts = placement.hosts(nodes, self.lease_class, self.resources)
+        return placement.fits(nodes, self.resources) & hosts
+
+    def _usable(self, candidates: tuple[Candidate, ...]) -> list[Candidate]:
+        return [candidate for candidate in candidates if not candidate.denied_by]
 
     # outcomes -----------------------------------------------------------------------------------------------
     def _why_not(self, candidates: tuple[Candidate, ...], fitting: int) -> tuple[Block, str]:
@@ -218,19 +228,19 @@ class _Judgement:
             return "elastic"
         return "borrowing" if least <= self.own else "idle"
 
-    def _evict(self, whose: Pushed, missing: int) -> tuple[LeaseId, ...]:
+    def _evict(self, whose: Pushed, missing: int, short: Mapping[str, int]) -> tuple[LeaseId, ...]:
         if self.lease_class is LeaseClass.HARVESTED:
             return ()
-        return victims(self.policies, self.snapshot, self._wanted(whose, missing))
-
-    def _wanted(self, whose: Pushed, missing: int) -> Wanted:
-        return Wanted(
+        hosts = placement.hosts(self.snapshot.nodes, self.lease_class, self.resources)
+        wanted = Wanted(
             resources=self.resources,
             missing=missing,
+            short=short,
             spared=self.demand.tenant if whose == "borrowing" else None,
             only_idle=whose == "idle",
-            may_use=self.weighing.may_use,
+            may_use=lambda row: bool(hosts[row]) and self.weighing.may_use(row),
         )
+        return victims(self.policies, self.snapshot, wanted)
 
     def _standings(self) -> tuple[Standing, ...]:
         others = [tenant for tenant in self.snapshot.waiting if tenant != self.demand.tenant]
@@ -279,6 +289,11 @@ class _Judgement:
             priority=self.priority,
             standings=self._standings(),
         )
+
+
+def _missing(usable: list[Candidate], least: int) -> int:
+    """Leases for which no node has room."""
+    return max(least - sum(candidate.slots for candidate in usable), 0)
 
 
 def _refused(rule: Deny) -> str:

@@ -11,6 +11,8 @@ Invariant: pure. A tenant is never pushed below its own guarantee. Not here: cho
 import functools
 from typing import NamedTuple
 
+import msgspec
+
 from isthmus.core import kinds
 from isthmus.core.ids import TenantId
 from isthmus.core.model import LeaseClass, Resources
@@ -21,10 +23,23 @@ from isthmus.policy.terms import Guarantee
 
 
 class Loan(NamedTuple):
-    """How many leases beyond one's own guarantee may be had of what is free, and why not more."""
+    """How many leases beyond one's own guarantee may be had of what is free, and why not more.
+
+    left   what is free beyond what is kept for others; below 0 where they are guaranteed more
+    """
 
     leases: int
     reason: str
+    left: Holding
+
+    def short(self, resources: Resources, least: int) -> dict[str, int]:
+        """What is lacking of site-wide kinds to borrow `least` leases; nothing where more than that is."""
+        wanted = {kind: need * least for kind, need in resources.amounts.items() if kinds.is_site_wide(kind)}
+        supplied = msgspec.structs.replace(self.left, amounts=self.left.amounts | wanted)
+        if _fitting(supplied, resources) < least:
+            return {}
+        lacking = {kind: need - self.left.amounts.get(kind, 0) for kind, need in wanted.items()}
+        return {kind: amount for kind, amount in lacking.items() if amount > 0}
 
 
 def within(policies: PolicySet, snapshot: Snapshot, demand: Demand) -> int:
@@ -60,7 +75,7 @@ def loan(policies: PolicySet, snapshot: Snapshot, demand: Demand, lease_class: L
     )
     whose = ", ".join(f"{tenant} ({_in_words(unused)})" for tenant, unused in kept)
     hint = "; elastic leases may borrow it" if lease_class is LeaseClass.RESERVED else ""
-    return Loan(_fitting(left, demand.lease.resources), f"what is free is guaranteed to {whose}{hint}")
+    return Loan(_fitting(left, demand.lease.resources), f"what is free is guaranteed to {whose}{hint}", left)
 
 
 def keeps(own: Guarantee, held: Holding, lost: Holding) -> bool:

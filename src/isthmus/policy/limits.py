@@ -5,7 +5,7 @@ Invariant: pure arithmetic on holdings. Not here: whether a node has room (`plac
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,15 +21,14 @@ from isthmus.policy.snapshot import Demand, Holding, NodeTable, Pool, Snapshot
 class Room(NamedTuple):
     """`leases` more may be had now; `never`: not even if the tenant (or everybody) gave everything back.
 
-    kind, short   what of it is lacking, and how much, where that is the reason
+    short   how much is lacking of which site-wide kinds, where nothing but that is in the way
     """
 
     leases: int
     never: bool
     block: Literal["quota", "pool", "guarantee", "size", "capacity"]
     reason: str
-    kind: str = ""
-    short: int = 0
+    short: Mapping[str, int] = {}
 
 
 class _Limit(NamedTuple):
@@ -42,22 +41,29 @@ class _Limit(NamedTuple):
 
 
 def room(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Room:
-    """The tightest of all limits, with its reason."""
+    """The tightest of all limits, with its reason; what can never be had before all that waiting helps."""
     least = demand.lease.count if demand.lease.together else 1
+    rooms = list(_rooms(snapshot, demand, caps, least))
+    tightest = min(rooms, key=lambda room: (not room.never, room.leases))
+    tight = [room for room in rooms if room.leases < least]
+    if not all(room.short for room in tight):
+        return tightest._replace(short={})
+    return tightest._replace(short={kind: lacking for room in tight for kind, lacking in room.short.items()})
+
+
+def _rooms(snapshot: Snapshot, demand: Demand, caps: list[Cap], least: int) -> Iterator[Room]:
+    """What each limit leaves."""
     pool = snapshot.pools[demand.lease.pool]
-    best = Room(pool.maximum - pool.leases, False, "pool", _pool_reason(demand.lease.pool, pool))
+    yield Room(pool.maximum - pool.leases, False, "pool", _pool_reason(demand.lease.pool, pool))
     for limit in _limits(snapshot, demand, caps):
-        if limit.need == 0:
-            continue
-        fitting = max(limit.limit - limit.held, 0) // limit.need
-        if fitting < best.leases:
-            best = Room(fitting, limit.limit // limit.need < least, "quota", _reason(limit))
+        if limit.need:
+            fitting = max(limit.limit - limit.held, 0) // limit.need
+            yield Room(fitting, limit.limit // limit.need < least, "quota", _reason(limit))
     for reason in _spent(snapshot, demand, caps):
-        best = min(best, Room(0, False, "quota", reason), key=_leases)
+        yield Room(0, False, "quota", reason)
     for kind, need in demand.lease.resources.amounts.items():
         if kinds.is_site_wide(kind):
-            best = min(best, _stocked(snapshot, kind, need, least), key=_leases)
-    return best
+            yield _stocked(snapshot, kind, need, least)
 
 
 def too_large(nodes: NodeTable, resources: Resources, least: int, hosts: BoolArray) -> str:
@@ -133,7 +139,8 @@ def _stocked(snapshot: Snapshot, kind: str, need: int, least: int) -> Room:
     free = max(stock.total - held - stock.others, 0)
     others = f" ({stock.others} of them outside this site)" if stock.others else ""
     reason = f"{held + stock.others} of {stock.total} {noun} are held{others}; each lease needs {need}"
-    return Room(free // need, False, "capacity", reason, kind, max(need * least - free, 0))
+    lacking = need * least - free
+    return Room(free // need, False, "capacity", reason, {kind: lacking} if lacking > 0 else {})
 
 
 def _spent(snapshot: Snapshot, demand: Demand, caps: list[Cap]) -> Iterator[str]:
@@ -163,10 +170,6 @@ def _held(snapshot: Snapshot, demand: Demand, cap: Cap) -> Holding:
         leases=sum(held.leases for held in holdings),
         amounts=functools.reduce(kinds.sums, (held.amounts for held in holdings), {}),
     )
-
-
-def _leases(room: Room) -> int:
-    return room.leases
 
 
 def _reason(limit: _Limit) -> str:

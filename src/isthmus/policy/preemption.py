@@ -1,16 +1,19 @@
 """Choose the elastic leases that make room for another request.
 
 Whose: leases that nobody calls before those that work; of the tenant that stands highest (`fairness.py`)
-first, and of one tenant the youngest first, because they lose the least work. Where: on the node where that
-hurts least. Leases that are leaving anyway are counted before any further one is asked to go, and no tenant
-that works is pushed below what it is guaranteed.
+first, and of one tenant the youngest first, because they lose the least work. Where: what is counted over the
+whole site, wherever it is held; the rest on the node where that hurts least. Leases that are leaving anyway
+are counted before any further one is asked to go, and no tenant that works is pushed below what it is
+guaranteed.
 
 Invariant: pure; what is chosen makes room for all that is missing, or nothing is chosen.
 """
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
+
+import msgspec
 
 from isthmus.core import kinds
 from isthmus.core.ids import LeaseId, NodeId, TenantId
@@ -24,14 +27,16 @@ NODES_MAX = 64  # weighed against each other, beyond one for each lease that is 
 
 
 class Wanted(NamedTuple):
-    """missing   leases of `resources` for which there is no room
+    """missing   leases of `resources` for which no node has room
+    short     what is lacking of site-wide kinds
     spared    a tenant that loses nothing that works: the one that asks for what it is guaranteed
     only_idle no lease that works is asked to go
-    may_use   whether the request may be placed on a row of the node table
+    may_use   whether the request may ever be placed on a row of the node table
     """
 
     resources: Resources
     missing: int
+    short: Mapping[str, int]
     spared: TenantId | None
     only_idle: bool
     may_use: Callable[[int], bool]
@@ -52,7 +57,22 @@ class _Plan(NamedTuple):
 def victims(policies: PolicySet, snapshot: Snapshot, wanted: Wanted) -> tuple[LeaseId, ...]:
     """Leases to drain so that everything missing fits; empty when that cannot be reached, or needs none."""
     tenants = _Tenants(policies, snapshot)
-    nodes = _nodes(snapshot, wanted, tenants)
+    holders = _holders(snapshot, wanted, tenants)
+    if holders is None:
+        return ()
+    leases = tuple(
+        msgspec.structs.replace(lease, leaving=True) if lease.lease in holders else lease
+        for lease in snapshot.preemptible
+    )
+    on_nodes = _on_nodes(snapshot, leases, wanted, tenants)
+    return () if on_nodes is None else (*holders, *on_nodes)
+
+
+def _on_nodes(
+    snapshot: Snapshot, leases: tuple[Preemptible, ...], wanted: Wanted, tenants: "_Tenants"
+) -> list[LeaseId] | None:
+    """Leases to drain so that nodes have room for all that is missing; None when that cannot be reached."""
+    nodes = _nodes(snapshot, leases, wanted, tenants)
     plans = {row: node.plan(tenants) for row, node in nodes.items()}
     chosen: list[LeaseId] = []
     for _ in range(wanted.missing):
@@ -62,7 +82,7 @@ def victims(policies: PolicySet, snapshot: Snapshot, wanted: Wanted) -> tuple[Le
             default=None,
         )
         if best is None:
-            return ()
+            return None
         _, row, plan = best
         for lease in plan.evicted:
             tenants.take(lease)
@@ -72,28 +92,32 @@ def victims(policies: PolicySet, snapshot: Snapshot, wanted: Wanted) -> tuple[Le
         for other, node in nodes.items():
             if other == row or node.concerns(hurt):
                 plans[other] = node.plan(tenants)
-    return tuple(chosen)
+    return chosen
 
 
-def holders(
-    policies: PolicySet, snapshot: Snapshot, wanted: Wanted, kind: str, short: int
-) -> tuple[LeaseId, ...]:
-    """Leases to drain so that `short` of a site-wide kind is free, wherever they are; empty when that cannot
-    be reached, or needs none.
-    """
-    tenants = _Tenants(policies, snapshot)
-    having = [lease for lease in snapshot.preemptible if kind in lease.amounts]
-    short -= sum(lease.amounts[kind] for lease in having if lease.leaving)
-    others = [lease for lease in having if not lease.leaving and wanted.may_take(lease)]
-    chosen: list[LeaseId] = []
-    while short > 0 and others:
-        others.sort(key=lambda one: (not one.idle, -tenants.level(one.tenant), -one.created_s, one.lease))
-        lease = others.pop(0)
+def _holders(snapshot: Snapshot, wanted: Wanted, tenants: "_Tenants") -> dict[LeaseId, None] | None:
+    """Leases to drain so that what is short of site-wide kinds is free; None when that cannot be reached."""
+    leaving = [lease for lease in snapshot.preemptible if lease.leaving]
+    short = {kind: lacking - _of(kind, leaving) for kind, lacking in wanted.short.items()}
+    others = [lease for lease in snapshot.preemptible if not lease.leaving and wanted.may_take(lease)]
+    chosen: list[Preemptible] = []
+    while short := {kind: lacking for kind, lacking in short.items() if lacking > 0}:
+        others = [lease for lease in others if not short.keys().isdisjoint(lease.amounts)]
+        if not others:
+            return None
+        lease = min(
+            others, key=lambda one: (not one.idle, -tenants.level(one.tenant), -one.created_s, one.lease)
+        )
+        others.remove(lease)
         if lease.idle or tenants.may_lose(lease.tenant, _with(Holding(), lease)):
             tenants.take(lease)
-            chosen.append(lease.lease)
-            short -= lease.amounts[kind]
-    return tuple(chosen) if short <= 0 else ()
+            chosen.append(lease)
+            short = {kind: lacking - lease.amounts.get(kind, 0) for kind, lacking in short.items()}
+    return dict.fromkeys(lease.lease for lease in chosen)
+
+
+def _of(kind: str, leases: Iterable[Preemptible]) -> int:
+    return sum(lease.amounts.get(kind, 0) for lease in leases)
 
 
 class _Tenants:
@@ -173,13 +197,15 @@ class _Node:
         self._free = _less(self._free, self._need.size, 1)
 
 
-def _nodes(snapshot: Snapshot, wanted: Wanted, tenants: _Tenants) -> dict[int, _Node]:
+def _nodes(
+    snapshot: Snapshot, preemptible: tuple[Preemptible, ...], wanted: Wanted, tenants: _Tenants
+) -> dict[int, _Node]:
     """The nodes to weigh, by row: those whose leases belong to the tenants standing highest come first."""
     table = snapshot.nodes
     need = placement.need_of(wanted.resources)
     by_node: dict[NodeId, list[Preemptible]] = {}
     leases_by_level = sorted(
-        snapshot.preemptible, key=lambda one: (not one.leaving, not one.idle, -tenants.level(one.tenant))
+        preemptible, key=lambda one: (not one.leaving, not one.idle, -tenants.level(one.tenant))
     )
     for lease in leases_by_level:
         if wanted.may_take(lease):

@@ -5,10 +5,10 @@ import pytest
 
 from isthmus.core.ids import TenantId
 from isthmus.core.kinds import Stock
-from isthmus.core.model import LeaseClass, Quota, Resources
+from isthmus.core.model import POOL_PLATFORM, LeaseClass, Quota, Resources
 from isthmus.policy import Decision, Demand, Snapshot, decide, fairness, in_words, load_policies
 from isthmus.policy.rules import ALLOW_ALL, PolicySet
-from isthmus.policy.snapshot import Holding, Preemptible, Used, from_record
+from isthmus.policy.snapshot import Holding, Pool, Preemptible, Used, from_record
 from tests.unit.policy.situations import demand, elastic, node, snapshot
 
 MATLAB = "licenses.matlab"
@@ -214,3 +214,92 @@ def test_where_a_rule_says_so_a_reserved_request_takes_licences_from_elastic_lea
     assert decision.evict == ("b0", "b1")
     assert decision.reason.endswith("; 2 elastic leases are asked to leave")
     assert verdict(full, asks(2), rules).evict == ()
+
+
+ANSYS = "licenses.ansys"
+
+
+def idle_ones(**amounts: dict[str, int]) -> tuple[Preemptible, ...]:
+    """Idle leases, the first the youngest; amounts: of each, by its name."""
+    return tuple(
+        msgspec.structs.replace(
+            elastic(name, "n", age=float(age), idle=True), tenant=BOB, amounts=amounts[name]
+        )
+        for age, name in enumerate(amounts)
+    )
+
+
+def full_of_both(*preemptible: Preemptible, free: int = 64) -> Snapshot:
+    """Every licence is held, and of the node's 64 cores `free` are not."""
+    bob = Holding(cores=64 - free, leases=4, amounts={MATLAB: 4, ANSYS: 2})
+    situation = snapshot(node("n", free=free, cores=64), held={"bob": bob}, preemptible=preemptible)
+    return msgspec.structs.replace(situation, stocks={MATLAB: Stock(total=4), ANSYS: Stock(total=2)})
+
+
+def asks_both(cores: int = 1, **more: object) -> Demand:
+    plain = demand(**more)  # type: ignore[arg-type]
+    resources = Resources(cores=cores, licenses={"matlab": 1, "ansys": 1})
+    return msgspec.structs.replace(plain, lease=msgspec.structs.replace(plain.lease, resources=resources))
+
+
+def test_nobody_goes_for_one_licence_while_another_is_not_to_be_had() -> None:
+    matlab, ansys = idle_ones(m={MATLAB: 1}), idle_ones(a={ANSYS: 1})
+    assert verdict(full_of_both(*matlab), asks_both()).evict == ()
+    assert verdict(full_of_both(*ansys), asks_both()).evict == ()
+    decision = verdict(full_of_both(*matlab, *ansys), asks_both())
+    assert sorted(decision.evict) == ["a", "m"]
+    assert decision.reason.endswith("; 2 idle leases are asked to leave")
+
+
+def test_a_lease_that_holds_two_kinds_counts_for_both() -> None:
+    both = idle_ones(b={MATLAB: 1, ANSYS: 1}, m={MATLAB: 1}, a={ANSYS: 1})
+    assert verdict(full_of_both(*both), asks_both()).evict == ("b",)
+    leaving = msgspec.structs.replace(both[2], leaving=True)
+    assert verdict(full_of_both(both[1], leaving), asks_both()).evict == ("m",)
+
+
+def test_nobody_goes_for_a_licence_while_cores_are_not_to_be_had() -> None:
+    held = idle_ones(m={MATLAB: 1}, a={ANSYS: 1})
+    assert verdict(full_of_both(*held, free=0), asks_both(cores=3)).evict == ()
+    assert verdict(full_of_both(*held, free=0), asks_both(cores=2)).evict == ("m", "a"), "theirs are enough"
+    more = idle_ones(m={MATLAB: 1}, a={ANSYS: 1}, plain={}, spare={})
+    assert verdict(full_of_both(*more, free=0), asks_both(cores=3)).evict == ("m", "a", "plain")
+
+
+def test_nobody_goes_for_a_licence_while_a_quota_is_in_the_way() -> None:
+    full = full_of_both(*idle_ones(m={MATLAB: 2}, a={ANSYS: 2}))
+    assert verdict(full, asks_both(count=2, together=True)).evict == ("m", "a")
+    alice = {**full.tenants, ALICE: Holding(cores=1, leases=1)}
+    full = msgspec.structs.replace(full, tenants=alice)
+    two = asks_both(count=2, together=True, quota=Quota(leases=2))
+    assert verdict(full, two).blocked_by == "capacity"
+    assert verdict(full, two).evict == ()
+
+
+def test_nobody_goes_for_a_licence_that_is_guaranteed_to_a_third() -> None:
+    rules = load_policies(
+        "[[rule]]\nname = 'first'\nthen = 'allow'\npreempt = true\n"
+        "[tenants.alice]\nguarantee = { licenses = { matlab = 2 } }\n"
+    )
+    for count, evicted in ((2, ()), (4, ("b0", "b1", "b2"))):
+        full = site({"bob": 4}, preemptible=lent_to_bob(count))
+        reserved = asks(1, tenant="carol", lease_class=LeaseClass.RESERVED)
+        assert verdict(full, reserved, rules).evict == evicted, count
+
+
+def test_what_can_never_be_had_is_denied_even_where_something_else_is_lacking_now() -> None:
+    crowded = msgspec.structs.replace(site(), pools={"default": Pool(maximum=1, held=Holding(leases=1))})
+    refused = verdict(crowded, asks(5))
+    assert (refused.outcome, refused.blocked_by) == ("deny", "size")
+    too_many = demand(cores=9, quota=Quota(cores=8))
+    refused = verdict(crowded, too_many)
+    assert (refused.outcome, refused.blocked_by) == ("deny", "quota")
+
+
+def test_what_does_not_start_on_a_pools_node_pushes_nobody_off_it() -> None:
+    rules = load_policies("[[rule]]\nname = 'first'\nthen = 'allow'\npreempt = true\n")
+    nodes = (node("n", free=0, cores=4, platform=POOL_PLATFORM), node("m", free=0, cores=4))
+    reserved = demand(cores=1, lease_class=LeaseClass.RESERVED)
+    there, elsewhere = elastic("pooled", "n"), elastic("other", "m", age=9.0)
+    assert verdict(snapshot(*nodes, preemptible=(there,)), reserved, rules).evict == ()
+    assert verdict(snapshot(*nodes, preemptible=(there, elsewhere)), reserved, rules).evict == ("other",)
