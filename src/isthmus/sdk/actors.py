@@ -4,22 +4,21 @@ Invariants: calls run one at a time, in the order submitted; when the executor d
 every further call says so. Nothing is retried or replayed.
 """
 
+import dataclasses
 import itertools
 import weakref
 from collections.abc import Iterator
-from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
 from isthmus.core.errors import LeaseEndedError
 from isthmus.fabric import codec
-from isthmus.sdk.calls import Payload, Plan
+from isthmus.sdk.calls import Payload, Plan, attach_future, new_call
 from isthmus.sdk.engine import Engine
-from isthmus.sdk.function import FunctionSpec, Retry, spec_of
+from isthmus.sdk.function import NO_RETRY, FunctionSpec, spec_of
 from isthmus.sdk.futures import Future, outcome
 from isthmus.sdk.plans import Plans
 from isthmus.sdk.streaming import Inbox, Stream
-from isthmus.sdk.work import NEVER, Call
 
 _instances = itertools.count(1)
 
@@ -64,7 +63,7 @@ class Actor:
 
         spec  what this instance asks of its place, if not what its class asks
         """
-        spec = spec or spec_of(cls)
+        spec = dataclasses.replace(spec or spec_of(cls), retries=NO_RETRY)
         instance = next(_instances)
         definition = plans.definitions.of_actor(cls, instance)
         pool = engine.pool(f"actor/{instance}", plans.request(spec, definition.name), limit=1, sticky=True)
@@ -104,13 +103,7 @@ class Actor:
         plan, engine = self._plan, self._engine
         payload = Payload(plan, *plan.encode((method, *args), kwargs))
         payload.items = inbox
-        deadline_s = NEVER if plan.spec.timeout_s is None else monotonic() + plan.spec.timeout_s
-        name = f"{plan.definition.name}.{method}"
-        call = Call(
-            next(engine.numbers), plan.pool, payload, Retry(), deadline_s, name=name,
-            timeout_s=plan.spec.timeout_s,
-        )  # fmt: skip
-        future: Future[Any] = Future(engine)
-        future.call, payload.future = call, future
+        call = new_call(next(engine.numbers), plan, payload, name=f"{plan.definition.name}.{method}")
+        future = attach_future(engine, call, payload)
         engine.submit(call)
         return future

@@ -5,6 +5,7 @@ Not here: where it runs (`dispatch.py`), how functions are numbered (`definition
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from isthmus.core.errors import CodecError
@@ -12,8 +13,8 @@ from isthmus.fabric import codec
 from isthmus.fabric.channels import Buffer, Frame
 from isthmus.sdk.definitions import Definition
 from isthmus.sdk.function import FunctionSpec
-from isthmus.sdk.futures import Future
-from isthmus.sdk.work import Pool
+from isthmus.sdk.futures import Driver, Future
+from isthmus.sdk.work import NEVER, Call, Pool
 
 NATIVE_META_BYTES_MAX = (
     4096  # raw arguments up to here travel in-band, larger ones out of band without a copy
@@ -73,6 +74,30 @@ class Payload:
             future.set_result(value)
         else:
             future.set_exception(error)
+
+
+def new_call(
+    number: int, plan: Plan, payload: Payload, label: int = 0, sent_s: float = 0.0, name: str = ""
+) -> Call:
+    """One call as the plan's spec has it.
+
+    label   as in `Call`; 0 is shared by all whose time is not worth learning
+    sent_s  when it was sent past the scheduler, from where its time limit counts; 0.0: it was not
+    name    for messages; "": the function's
+    """
+    limit_s = plan.spec.timeout_s
+    deadline_s = NEVER if limit_s is None else (sent_s or monotonic()) + limit_s
+    return Call(
+        number, plan.pool, payload, plan.spec.retries, deadline_s, label=label, sent_s=sent_s,
+        name=name or plan.definition.name, timeout_s=limit_s,
+    )  # fmt: skip
+
+
+def attach_future(driver: Driver, call: Call, payload: Payload) -> Future[Any]:
+    """A new future that gets the call's outcome."""
+    future: Future[Any] = Future(driver)
+    future.call, payload.future = call, future
+    return future
 
 
 def encode_native(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Buffer, Sequence[Buffer]]:

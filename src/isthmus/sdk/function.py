@@ -88,6 +88,7 @@ def _is_exception(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
+NO_RETRY = Retry()
 DEFAULT_SPEC = FunctionSpec()
 
 

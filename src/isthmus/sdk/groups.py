@@ -7,8 +7,8 @@ Not here: what members say to each other (`isthmus.fabric.collectives`).
 """
 
 import concurrent.futures
+import dataclasses
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -16,14 +16,13 @@ import msgspec
 from isthmus.core.errors import InvalidRequestError
 from isthmus.core.ids import new_id
 from isthmus.fabric import codec
-from isthmus.sdk.calls import Payload, Plan
+from isthmus.sdk.calls import Payload, Plan, attach_future, new_call
 from isthmus.sdk.definitions import Definition
 from isthmus.sdk.engine import Engine
-from isthmus.sdk.function import Retry, spec_of
+from isthmus.sdk.function import NO_RETRY, spec_of
 from isthmus.sdk.futures import Future
 from isthmus.sdk.links import Link
 from isthmus.sdk.plans import Plans
-from isthmus.sdk.work import NEVER, Call
 
 R = TypeVar("R")
 
@@ -41,7 +40,7 @@ class GroupCall(Generic[R]):
         self._plans = plans
         self._fn = fn
         self._size = size
-        self._spec = spec_of(fn)
+        self._spec = dataclasses.replace(spec_of(fn), retries=NO_RETRY)
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[R]:
         """Raises NoCapacityError when not all can start, else what the first failing member raised."""
@@ -77,13 +76,8 @@ class GroupCall(Generic[R]):
 
     def _call(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[R]:
         payload = Payload(plan, *plan.encode(args, kwargs))
-        deadline_s = NEVER if plan.spec.timeout_s is None else monotonic() + plan.spec.timeout_s
-        call = Call(
-            next(self._engine.numbers), plan.pool, payload, Retry(), deadline_s, name=plan.definition.name,
-            timeout_s=plan.spec.timeout_s,
-        )  # fmt: skip
-        future: Future[R] = Future(self._engine)
-        future.call, payload.future = call, future
+        call = new_call(next(self._engine.numbers), plan, payload)
+        future: Future[R] = attach_future(self._engine, call, payload)
         self._engine.submit(call)
         return future
 

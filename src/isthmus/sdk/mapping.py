@@ -19,7 +19,6 @@ from isthmus.core.errors import CodecError, InvalidRequestError, MapError
 from isthmus.fabric import codec
 from isthmus.sdk.calls import Plan
 from isthmus.sdk.carriers import Failed
-from isthmus.sdk.function import FunctionSpec
 from isthmus.sdk.futures import Future
 
 CHUNK_S = 0.01  # aim of one chunk; longer balances worse at the end, shorter costs more calls
@@ -32,9 +31,7 @@ FAILURES_MAX = 1000  # an endless map that keeps failing stops here
 class Starter(Protocol):
     """The Site, as a map needs it."""
 
-    def start(
-        self, plan: Plan, spec: FunctionSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Future[Any]: ...
+    def start(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]: ...
     def drive_until(
         self, done: Callable[[], bool], deadline_s: float | None, rest: Callable[[float], None]
     ) -> None: ...
@@ -123,7 +120,7 @@ class Mapping:
     def _send(self, rows: list[tuple[Any, ...]]) -> None:
         if len(rows) > 1 and self._chunk_plan is not None:
             try:
-                future = self._site.start(self._chunk_plan, self._chunk_plan.spec, tuple(rows), {})
+                future = self._site.start(self._chunk_plan, tuple(rows), {})
             except CodecError:
                 for row in rows:  # find the one that cannot travel; the others can
                     self._send_one(row)
@@ -137,7 +134,7 @@ class Mapping:
         plan = self._chunk_plan or self._plan
         args = (row,) if self._chunk_plan is not None else row
         try:
-            future = self._site.start(plan, plan.spec, args, {})
+            future = self._site.start(plan, args, {})
         except CodecError as error:
             future = Future()
             future.set_exception(error)

@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from time import monotonic, perf_counter
+from time import perf_counter
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -24,7 +24,7 @@ from isthmus.fabric.channels import Frame
 from isthmus.fabric.frames import Kind
 from isthmus.sdk import definitions, environment
 from isthmus.sdk.actors import Actor
-from isthmus.sdk.calls import Payload, Plan
+from isthmus.sdk.calls import Payload, Plan, attach_future, new_call
 from isthmus.sdk.control import Control
 from isthmus.sdk.durable import DurableCalls
 from isthmus.sdk.engine import Engine
@@ -38,7 +38,7 @@ from isthmus.sdk.memory import Memory
 from isthmus.sdk.plans import Plans
 from isthmus.sdk.streaming import Inbox, Stream
 from isthmus.sdk.supply import Supply
-from isthmus.sdk.work import NEVER, Call, Executor, Pool
+from isthmus.sdk.work import Call, Executor, Pool
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -150,7 +150,7 @@ class Site:
             return self._durable.submit(
                 plan, spec, self._plans.request(spec, ""), (args, kwargs), idempotency_key
             )
-        return self.start(plan, spec, args, kwargs)
+        return self.start(plan._replace(spec=spec), args, kwargs)
 
     def result(self, call_id: str, timeout_s: float | None = None) -> Any:
         """The value of a durable call, or its exception; from any process with this tenant's key."""
@@ -188,8 +188,8 @@ class Site:
             raise InvalidRequestError(f"{name} is no generator function; use site.call(...)")
         payload = Payload(plan, *plan.encode(args, kwargs))
         payload.items = inbox = Inbox()
-        call = self._new_call(plan, plan.spec, payload)
-        stream: Stream[R] = Stream(self._engine, self._attach_future(call, payload), inbox)
+        call = self._new_call(plan, payload)
+        stream: Stream[R] = Stream(self._engine, attach_future(self._engine, call, payload), inbox)
         self._engine.submit(call)
         return stream
 
@@ -255,13 +255,11 @@ class Site:
         self.close()
 
     # for the other modules of the sdk ----------------------------------------------------------------
-    def start(
-        self, plan: Plan, spec: FunctionSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Future[Any]:
+    def start(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         """One call through the scheduler. Raises CodecError when an argument cannot travel."""
         payload = Payload(plan, *plan.encode(args, kwargs))
-        call = self._new_call(plan, spec, payload)
-        future = self._attach_future(call, payload)
+        call = self._new_call(plan, payload)
+        future = attach_future(self._engine, call, payload)
         self._engine.submit(call)
         return future
 
@@ -280,7 +278,7 @@ class Site:
         """One call of `carrier(*setup)` in that pool; `future` gets its outcome."""
         plan = self._plans.of_wrapped(carrier, setup)._replace(pool=pool)
         payload = Payload(plan, *plan.encode(*arguments))
-        call = self._new_call(plan, plan.spec, payload)
+        call = self._new_call(plan, payload)
         future.call, payload.future = call, future
         self._engine.submit(call)
 
@@ -314,7 +312,7 @@ class Site:
         plan = self._plan(fn)
         cold = not plan.pool.executors
         began_s = perf_counter()
-        value: R = outcome(self.start(plan, plan.spec, args, kwargs))
+        value: R = outcome(self.start(plan, args, kwargs))
         (self._engine.cold if cold else self._engine.warm)(perf_counter() - began_s)
         self._bind_dash(fn, plan)
         return value
@@ -323,28 +321,15 @@ class Site:
         self, dash: _Dash, number: int, frame: Frame | None, payload: Payload, began_s: float
     ) -> Any:
         """Not answered within the spin, or not by a result: from here on it is an ordinary call."""
-        call = self._new_call(dash.plan, dash.plan.spec, payload, number, began_s)
-        future = self._attach_future(call, payload)
+        call = new_call(number, dash.plan, payload, dash.number, began_s)
+        future = attach_future(self._engine, call, payload)
         self._engine.adopt(call, dash.executor)
         if frame is not None:
             self._engine.receive(frame)
         return outcome(future)
 
-    def _new_call(
-        self, plan: Plan, spec: FunctionSpec, payload: Payload, number: int = 0, sent_s: float = 0.0
-    ) -> Call:
-        deadline_s = NEVER if spec.timeout_s is None else (sent_s or monotonic()) + spec.timeout_s
-        number = number or next(self._engine.numbers)
-        name, label = plan.definition.name, plan.definition.number
-        return Call(
-            number, plan.pool, payload, spec.retries, deadline_s, label=label, sent_s=sent_s, name=name,
-            timeout_s=spec.timeout_s,
-        )  # fmt: skip
-
-    def _attach_future(self, call: Call, payload: Payload) -> Future[Any]:
-        future: Future[Any] = Future(self._engine)
-        future.call, payload.future = call, future
-        return future
+    def _new_call(self, plan: Plan, payload: Payload) -> Call:
+        return new_call(next(self._engine.numbers), plan, payload, plan.definition.number)
 
     def _bind_dash(self, fn: Any, plan: Plan) -> None:
         """Prepare the shortest path for the next call of this function, if it has one."""
