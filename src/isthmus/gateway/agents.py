@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import hmac
 import secrets
-import time
 from typing import Protocol
 
 import msgspec
@@ -20,6 +19,7 @@ import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from isthmus.core import errors, tokens
+from isthmus.core.clock import Clock
 from isthmus.core.ids import NodeId
 from isthmus.node import messages
 from isthmus.node.launching import key_holder
@@ -77,9 +77,10 @@ class _Connection:
 
 
 class AgentHub:
-    def __init__(self, join_key: bytes, orphan_s: float) -> None:
+    def __init__(self, join_key: bytes, orphan_s: float, clock: Clock) -> None:
         self._join_key = join_key
         self._orphan_s = orphan_s
+        self._clock = clock
         self._connections: dict[NodeId, _Connection] = {}
         self._numbers = 0
         self._strangers: dict[int, WebSocket] = {}  # by identity, oldest first
@@ -184,7 +185,7 @@ class AgentHub:
         _log.info(
             "agent joined", node=node, pid=hello.pid, hostname=hello.hostname, running=len(hello.running)
         )
-        ahead_s = hello.now_s - time.time()
+        ahead_s = hello.now_s - self._clock.now()
         if hello.now_s and abs(ahead_s) > CLOCKS_DIFFER_S:
             _log.warning("clocks differ", node=node, node_ahead_s=round(ahead_s, 1))
         reporting = asyncio.create_task(

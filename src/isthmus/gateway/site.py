@@ -146,7 +146,7 @@ def _build(
     stack.callback(calls.close)
     own_key(keys, state / KEY_FILE)
     site_key, join_key = keep_secret(state / "site.key"), keep_secret(state / "join.key")
-    hub = AgentHub(join_key, settings.leasing.orphan_s)
+    hub = AgentHub(join_key, settings.leasing.orphan_s, clock)
     platform = _platform(settings, options, site.url, join_key, hub)
     leasing = Leasing(settings.leasing, ledger, platform, hub, policies, clock, site_key)
     jobs = Jobs(settings.jobs, leasing, calls, Relay(settings.gateway.body_bytes_max), clock, keys.quota)
