@@ -13,7 +13,7 @@ from collections.abc import Callable
 from isthmus.core.clock import Clock
 from isthmus.core.errors import DeniedError, IsthmusError, NoCapacityError, SiteUnavailableError
 from isthmus.core.ids import AllocationId, LeaseId, NodeId, TenantId
-from isthmus.core.model import EndReason, Lease, LeaseClass, LeaseState
+from isthmus.core.model import EndReason, Lease, LeaseClass, LeaseState, Resources
 from isthmus.core.settings import LeasingSettings
 from isthmus.leasing.acting import Acting
 from isthmus.leasing.books import Books, Held
@@ -43,6 +43,7 @@ class Granting:
         self._clock = clock
         self._new_id = new_id
         self._queue = WaitingQueue(settings.queue_max)
+        self._told: tuple[Resources, ...] = ()
         self.is_closing = False
 
     @property
@@ -97,7 +98,10 @@ class Granting:
     def _tell_what_waits(self) -> None:
         """The platform may fetch more; not for those whom their quota holds back."""
         some = (waiter.missing for waiter in self._queue.all())
-        self._acting.want(tuple(itertools.islice(itertools.chain.from_iterable(some), WANTED_MAX)))
+        wanted = tuple(itertools.islice(itertools.chain.from_iterable(some), WANTED_MAX))
+        if wanted != self._told:
+            self._told = wanted
+            self._acting.want(wanted)
 
     def _priority(self, demand: Demand) -> int:
         return priority(self._policies, self._books.situation(), demand)
@@ -173,6 +177,7 @@ class Granting:
             tried.add(waiter)
             if self._serve(waiter):
                 untried = [one for one in self._queue.heads(self._level) if one not in tried]
+        self._tell_what_waits()  # what holds them back may have changed
 
     def _level(self, tenant: TenantId) -> float:
         return fairness.standing(self._policies, self._books.situation(), tenant).level

@@ -29,6 +29,7 @@ from tests.unit.leasing.rooms import (
     granted,
     hello,
     in_a_room,
+    limited,
     machines,
     patient,
     running_lease,
@@ -270,6 +271,20 @@ async def test_the_platform_is_told_what_waits_for_room_and_that_it_waits_no_mor
     with pytest.raises(NoCapacityError):
         await waiting
     assert room.platform.wanted == ()
+
+
+@in_a_room()
+async def test_the_platform_is_told_when_room_is_all_that_a_waiting_request_still_lacks(room: Room) -> None:
+    alice = limited(cores=4)
+    own = await granted(room, alice, LeaseRequest(resources=Resources(cores=2)))
+    waiting = asyncio.create_task(granted(room, alice, patient(LeaseRequest(resources=Resources(cores=3)))))
+    await room.clock.sleep(0.5)
+    assert room.platform.wanted == (), "its quota holds it back"
+    await granted(room, BOB, LeaseRequest(resources=Resources(cores=2)))
+    await room.leasing.release(alice, own)
+    await room.clock.sleep(2 * SETTINGS.tick_s)
+    assert [one.cores for one in room.platform.wanted] == [3]
+    waiting.cancel()
 
 
 @in_a_room()
