@@ -20,11 +20,11 @@ import msgspec
 
 from isthmus.core.api import KeySummary, NewKey
 from isthmus.core.clock import Clock
+from isthmus.core.databases import open_database
 from isthmus.core.errors import (
     AuthError,
     InvalidRequestError,
     NotFoundError,
-    SettingsError,
     SiteUnavailableError,
 )
 from isthmus.core.ids import KeyId, TenantId, new_id
@@ -85,16 +85,7 @@ class KeyStore:
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._clock = clock
-        path.touch(mode=0o600)
-        self._database = sqlite3.connect(path, isolation_level=None)
-        try:
-            self._database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}")
-        except sqlite3.DatabaseError as error:
-            self._database.close()
-            raise SettingsError(
-                f"cannot use {path}: {error}; free disk space, or put back a copy (moved away, all API keys "
-                "are gone)"
-            ) from error
+        self._database = open_database(path, _SCHEMA, "NORMAL", "all API keys")
         self._audited = 0
         self._keys = {row[0]: _load(row) for row in self._database.execute("SELECT * FROM keys")}
         quotas = self._database.execute("SELECT tenant, quota FROM quotas")

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import msgspec
 
 from isthmus.core.api import CallResult, CallState, CallSummary, DurableCall
-from isthmus.core.errors import DeniedError, NotFoundError, SettingsError, SiteUnavailableError
+from isthmus.core.databases import open_database
+from isthmus.core.errors import DeniedError, NotFoundError, SiteUnavailableError
 from isthmus.core.ids import CallId, LeaseId, TenantId, new_id
 
 LIST_MAX = 10_000
@@ -67,16 +68,7 @@ class CallStore:
     def __init__(self, path: Path, history_s: float, tenant_bytes_max: int) -> None:
         self._history_s = history_s
         self._tenant_bytes_max = tenant_bytes_max
-        path.touch(mode=0o600)
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        try:
-            self._database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {_SCHEMA}")
-        except sqlite3.DatabaseError as error:
-            self._database.close()
-            raise SettingsError(
-                f"cannot use {path}: {error}; free disk space, or put back a copy (moved away, all durable "
-                "calls are gone)"
-            ) from error
+        self._database = open_database(path, _SCHEMA, "FULL", "all durable calls", across_threads=True)
         self._stored_bytes = self._weigh()
 
     def close(self) -> None:
