@@ -144,19 +144,27 @@ class Reconciling:
         for allocation in allocations:
             if allocation not in ours:
                 self._acting.release(allocation)
+        ended: dict[NodeId | None, list[Held]] = {}
         for name, held in ours.items():
             state = allocations.get(name)
             if held.lease.agent is not None:
                 await self._compare(platform, held, state)
             elif state is None:
                 await self._take_again(platform, held)
-            elif state == "ended" and not await self._is_buried(platform, held) and not held.is_starting:
-                if held.lease.state is LeaseState.ACTIVE:
-                    self._acting.end(held, EndReason.NODE_LOST, f"{platform.name} ended its allocation")
+            elif state == "ended":
+                ended.setdefault(held.lease.node, []).append(held)
             elif state == "suspended":
                 self._acting.extend_fence(held)  # its agent is silent, and what it runs may yet go on
             elif state == "leaving" and held.lease.state is LeaseState.ACTIVE:
                 await self._hand_back(platform, held)
+        for together in ended.values():  # what ended with one node has one cause: it is asked for once
+            await asyncio.gather(*(self._settle(platform, held) for held in together))
+
+    async def _settle(self, platform: Platform, held: Held) -> None:
+        """Its allocation has ended: so does the lease, by order where the platform is not sure."""
+        is_buried = await self._is_buried(platform, held)
+        if not is_buried and not held.is_starting and held.lease.state is LeaseState.ACTIVE:
+            self._acting.end(held, EndReason.NODE_LOST, f"{platform.name} ended its allocation")
 
     async def _take_stock(self, platform: Platform) -> None:
         try:
@@ -168,7 +176,7 @@ class Reconciling:
         """An allocation that brings its own agent ends that agent, and the lease, with itself."""
         assert held.lease.allocation is not None
         assert held.lease.node is not None
-        if held.is_starting or (state == "running" and held.closes_at < float("inf")):
+        if held.is_starting or held.is_over or (state == "running" and held.closes_at < float("inf")):
             return
         fate = await platform.fate(held.lease.allocation, held.lease.node)
         if fate is not None and fate.state != "ended":
@@ -197,6 +205,8 @@ class Reconciling:
         """Whether it is over: if the platform is sure that the allocation has ended, nothing in it runs."""
         assert held.lease.allocation is not None
         assert held.lease.node is not None
+        if held.is_over or held.is_starting:
+            return held.is_over
         fate = await platform.fate(held.lease.allocation, held.lease.node)
         if fate is not None and fate.state == "ended" and not held.is_over and not held.is_starting:
             self._acting.apply([(held, self._gone(fate.end_reason, fate.detail))])

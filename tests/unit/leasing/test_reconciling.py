@@ -6,7 +6,7 @@ import pytest
 
 from isthmus.core.api import LeaseRequest
 from isthmus.core.errors import NoCapacityError, NotFoundError, SiteUnavailableError
-from isthmus.core.ids import LeaseId, NodeId
+from isthmus.core.ids import AllocationId, LeaseId, NodeId
 from isthmus.core.model import EndReason, LeaseClass, LeaseState, Resources, Usage
 from isthmus.node.messages import (
     DrainLease,
@@ -17,6 +17,7 @@ from isthmus.node.messages import (
     StartLease,
     Warm,
 )
+from isthmus.platforms.platform import Allocation
 from tests.unit.leasing.rooms import (
     ADMIN,
     ALICE,
@@ -247,6 +248,49 @@ async def test_an_allocation_that_the_platform_ended_ends_its_lease(room: Room) 
     room.platform.preempt(allocation)
     await room.beat_for(11.0)
     assert end_of(room, lease) == (LeaseState.ENDED, EndReason.NODE_LOST)
+
+
+class Inquiry:
+    """Platform.fate, with a note of who asks, and of how many ask at the same time."""
+
+    def __init__(self, room: Room) -> None:
+        self.asked: list[AllocationId] = []
+        self.asking = self.asking_max = 0
+        self._fate = room.platform.fate
+        room.platform.fate = self.fate  # type: ignore[method-assign]
+
+    async def fate(self, allocation: AllocationId, node: NodeId) -> Allocation | None:
+        self.asked.append(allocation)
+        self.asking += 1
+        self.asking_max = max(self.asking, self.asking_max)
+        await asyncio.sleep(0.1)
+        self.asking -= 1
+        return await self._fate(allocation, node)
+
+
+@in_a_room(nodes=2)
+async def test_what_ended_a_nodes_allocations_is_asked_for_all_of_its_leases_together(room: Room) -> None:
+    leases = [await granted(room) for _ in range(8)]
+    inquiry = Inquiry(room)
+    for allocation in await room.platform.allocations() or {}:
+        room.platform.preempt(allocation)
+    await room.beat_for(11.0)
+    assert {end_of(room, lease) for lease in leases} == {(LeaseState.ENDED, EndReason.NODE_LOST)}
+    assert inquiry.asking_max == 4
+    assert len(inquiry.asked) == len(set(inquiry.asked)) == 8
+
+
+@in_a_room()
+async def test_nobody_asks_what_ended_a_lease_that_is_still_being_started(room: Room) -> None:
+    room.agents.takes_s[StartLease] = 15.0
+    starting = asyncio.create_task(granted(room))
+    await room.clock.sleep(0.1)
+    inquiry = Inquiry(room)
+    for allocation in await room.platform.allocations() or {}:
+        room.platform.preempt(allocation)
+    await room.beat_for(12.0)
+    assert inquiry.asked == []
+    starting.cancel()
 
 
 @in_a_room()

@@ -40,6 +40,7 @@ class Slurm:
         self.waits: list[Waiting] = []
         self.cancelled: list[int] = []
         self.faults: list[Exception] = []
+        self.looks: list[int] = []
         self.meanwhile = None
 
     async def jobs(self):
@@ -60,6 +61,7 @@ class Slurm:
         return tuple(self.waits)
 
     async def state(self, number):
+        self.looks.append(number)
         return (self.rows[number].state, "None") if number in self.rows else ("GONE", "")
 
     async def submit(self, request):
@@ -191,3 +193,24 @@ def test_who_had_no_room_is_not_forgotten_when_the_queue_cannot_be_read(opened):
 
     asyncio.run(story())
     assert len(slurm.rows) == 3
+
+
+def test_what_ended_a_job_is_asked_once_for_all_of_its_leases(opened):
+    slurm = Slurm(job(1, "RUNNING", "n1"))
+    pools = opened(slurm)
+    node, leases = NodeId("n1.burst.1"), [AllocationId(f"al_{number}") for number in range(4)]
+
+    async def story():
+        await pools.see(now(*slurm.rows.values()))
+        for allocation in leases:
+            pools.acquire(allocation, node, SMALL)
+        slurm.rows[1] = job(1, "PREEMPTED")
+        first = asyncio.create_task(pools.fate(leases[0], node))
+        others = asyncio.gather(*(pools.fate(allocation, node) for allocation in leases[1:]))
+        await asyncio.sleep(0)
+        first.cancel()
+        return [await others, await pools.fate(leases[0], node)]
+
+    others, last = asyncio.run(story())
+    assert {one.state for one in (*others, last)} == {"ended"}
+    assert slurm.looks == [1, 1], "once for those who ask together, and anew for who asks later"

@@ -41,7 +41,7 @@ from isthmus.platforms.slurm.records import (
     Program,
     allocation_of,
 )
-from isthmus.platforms.slurm.watching import Watch, gone, settled
+from isthmus.platforms.slurm.watching import Watch, gone
 
 STEP_TRIES = 3  # starts of one agent before its allocation is given up
 STEP_PAUSE_S = 0.5
@@ -246,7 +246,7 @@ class SlurmPlatform:
         if job is None and held is None:
             return None
         number = job.job if job is not None else held.job if held is not None else 0
-        state, reason = await settled(self._client, number)
+        state, reason = await self._watch.settled(number)
         if held is None:
             assert job is not None
             self._adopt(allocation, job)

@@ -31,7 +31,7 @@ from isthmus.platforms.slurm.client import RefusedError, SlurmClient
 from isthmus.platforms.slurm.pool_agents import PoolAgents, job_of
 from isthmus.platforms.slurm.pool_members import Member, as_node
 from isthmus.platforms.slurm.records import Job, Waiting, new_job, pool_of
-from isthmus.platforms.slurm.watching import Reading, Watch, gone, settled
+from isthmus.platforms.slurm.watching import Reading, Watch, gone
 
 RETRY_S = 30.0  # without a further submission after one that was refused, or whose agent did not come
 HANDED_BACK_S = 10.0  # what was handed back counts for so long: Slurm takes a while to start who waits
@@ -199,7 +199,7 @@ class Pools:
         member = self._members.get(number)
         if member is not None and member.claimed:
             return msgspec.structs.replace(found, state="leaving", detail=member.claimed)
-        state, reason = await settled(self._client, number)
+        state, reason = await self._watch.settled(number)
         member = self._members.get(number)
         has_moved = member is not None and member.is_running and member.node != node
         if reasons.allocation_state(state) == "running" and not has_moved:

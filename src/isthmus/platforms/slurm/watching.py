@@ -62,6 +62,7 @@ class Watch:
         self._client = client
         self._ahead_s = 0.0  # slurmctld's clock, of ours
         self._compared_at = float("-inf")
+        self._settling: dict[int, asyncio.Task[tuple[str, str]]] = {}
         self._jobs = _Cached(self._read_jobs, tick_s / 2)
         self._nodes = _Cached(client.nodes, tick_s / 2)
         self._licenses = _Cached(client.licenses, tick_s / 2)
@@ -94,15 +95,24 @@ class Watch:
             return latest
         return await self._licenses.get(0.0)
 
+    async def settled(self, job: int) -> tuple[str, str]:
+        """A job's state and reason, once Slurm has ended what it is ending, or after a while in any case.
+        Whoever asks meanwhile waits for the same. Raises SiteUnavailableError.
+        """
+        settling = self._settling.get(job)
+        if settling is None:
+            settling = asyncio.create_task(self._settle(job), name=f"platforms.slurm.settle {job}")
+            self._settling[job] = settling
+            settling.add_done_callback(lambda _: self._settling.pop(job))
+        return await asyncio.shield(settling)  # who leaves does not leave the others without an answer
 
-async def settled(client: SlurmClient, job: int) -> tuple[str, str]:
-    """A job's state and reason, once Slurm has ended what it is ending, or after a while in any case."""
-    for _ in range(FATE_TRIES):
-        state, reason = await client.state(job)
-        if state != "COMPLETING":
-            break
-        await asyncio.sleep(FATE_PAUSE_S)
-    return state, reason
+    async def _settle(self, job: int) -> tuple[str, str]:
+        for _ in range(FATE_TRIES):
+            state, reason = await self._client.state(job)
+            if state != "COMPLETING":
+                break
+            await asyncio.sleep(FATE_PAUSE_S)
+        return state, reason
 
 
 async def gone(client: SlurmClient, job: int, timeout_s: float) -> bool:
