@@ -1,6 +1,8 @@
 """Batch jobs that lend what they leave idle: by one line in their script, on their user's own account."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from isthmus.core.errors import NoCapacityError
 from tests.live.slurm import remote
-from tests.live.slurm.conftest import connected
+from tests.live.slurm.conftest import agents_of, connected
 from tests.live.slurm.waiting import wait_for
 
 PATIENT_S = 90.0  # harvested code runs when nobody else wants the cores, other tests among them
@@ -131,6 +133,11 @@ def test_a_comment_in_a_script_of_any_language_lends_and_the_script_runs_as_it_i
         wait_for(lambda: free_cores(site, job) == 1, PATIENT_S)
         ran = isthmus_site.submit(remote.where_harvested).result(timeout_s=PATIENT_S)
         assert (ran["job"], ran["class"]) == (str(job), "idle")
+        (agent,) = agents_of(Path(f"/tmp/isthmus-lent-{job}-{ran['node']}"))
+        os.kill(agent, signal.SIGKILL)
+        wait_for(lambda: agents_of(Path(f"/tmp/isthmus-lent-{job}-{ran['node']}")) not in ([], [agent]))
+        wait_for(lambda: free_cores(site, job) == 1, PATIENT_S)
+        assert isthmus_site.submit(remote.where_harvested).result(timeout_s=PATIENT_S)["job"] == str(job)
         (node,) = lent_nodes(site).values()
         assert (node["labels"]["name"], node["labels"]["partition"]) == ("own", "batch")
         wake.touch()
