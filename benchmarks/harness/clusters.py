@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.harness.running import ROOT
-from tests.live.slurm.waiting import free_ports
+from tests.live.waiting import free_ports
 
 UP_S = 120.0
 

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +18,13 @@ import pytest
 
 import isthmus
 from tests.live import sdk_functions as remote
+from tests.live.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[isthmus.Site]:
     with isthmus.connect() as opened:
         yield opened
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    """For effects in other processes, which tell nobody when they happen."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.005)
 
 
 # values ----------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import isthmus
 from tests.live import sdk_functions as remote
 from tests.live.sites import RunningSite, running_site
-from tests.live.slurm.waiting import wait_for
+from tests.live.waiting import wait_for
 
 
 @pytest.fixture(scope="module")

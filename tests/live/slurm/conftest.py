@@ -17,7 +17,7 @@ import isthmus
 from isthmus.platforms.slurm.tokens import expiry_s
 from tests.live.sites import RunningSite, running_site
 from tests.live.slurm.logins import MISSING, LoginNode
-from tests.live.slurm.waiting import free_ports, wait_for
+from tests.live.waiting import free_ports, wait_for
 
 TOOLS = Path(__file__).parents[3] / "tools" / "slurm"
 NODES = 6

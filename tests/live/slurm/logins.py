@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from tests.live.processes import running_below
-from tests.live.slurm.waiting import free_ports, wait_for
+from tests.live.waiting import free_ports, wait_for
 
 MISSING = "no sshd here: apt-get install openssh-server"
 

@@ -23,7 +23,7 @@ from isthmus.platforms.slurm.records import (
     allocation_of,
     pool_of,
 )
-from tests.live.slurm.waiting import wait_for
+from tests.live.waiting import wait_for
 
 PLACES = ["here", "ssh", "rest"]
 every_place = pytest.mark.parametrize("place", PLACES)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.live.slurm import remote
 from tests.live.slurm.conftest import agents_of, connected
-from tests.live.slurm.waiting import wait_for
+from tests.live.waiting import wait_for
 
 PREEMPTED = "Slurm preempted it for a job of higher priority (PREEMPTED)"
 CANCELLED = "somebody cancelled it (scancel) (CANCELLED)"

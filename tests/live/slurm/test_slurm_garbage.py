@@ -15,7 +15,7 @@ import pytest
 from tests.live.sites import running_site
 from tests.live.slurm import remote
 from tests.live.slurm.conftest import FAST, agents_of, connected
-from tests.live.slurm.waiting import wait_for
+from tests.live.waiting import wait_for
 
 TICKS_S = 0.7  # a survey or two
 REAL = '"$real" "$@"'
@@ -47,14 +47,15 @@ def caller(site):
 def instead_of(folder):
     @contextlib.contextmanager
     def wrapped(tool, body):
-        """While it lasts, `tool` is this line of shell; "$real" is the real one."""
-        wrapper = folder / "bin" / tool
+        """While it lasts, `tool` is this line of shell; "$real" is the real one. Tells how often it began."""
+        wrapper, marks = folder / "bin" / tool, folder / f"{tool}.began"
+        marks.write_text("")
         made = folder / "bin" / f"{tool}.new"
-        made.write_text(f"#!/bin/sh\nreal={shutil.which(tool)}\n{body}\n")
+        made.write_text(f"#!/bin/sh\necho >>{marks}\nreal={shutil.which(tool)}\n{body}\n")
         made.chmod(0o755)
         made.rename(wrapper)
         try:
-            yield
+            yield lambda: len(marks.read_text())
         finally:
             wrapper.unlink()
 
@@ -90,8 +91,8 @@ GARBLED = {
 @pytest.mark.parametrize("fault", GARBLED)
 def test_open_leases_and_the_list_of_nodes_stay_under(site, caller, instead_of, fault):
     job = caller.call(remote.where)["job"]
-    with instead_of(*GARBLED[fault]):
-        time.sleep(TICKS_S)
+    with instead_of(*GARBLED[fault]) as count:
+        wait_for(lambda: count() >= 2)  # the site asks again once it has read what it was told
         assert caller.call(remote.where)["job"] == job
         assert len(nodes(site)) == 6
 
@@ -122,9 +123,9 @@ def test_an_agent_that_does_not_start_is_refused_with_its_exit_code_and_its_job_
 def test_a_slow_scancel_leaves_no_job(cluster, site, instead_of):
     with connected(site) as isthmus_site:
         job = int(isthmus_site.call(remote.where)["job"])
-        with instead_of("scancel", f"sleep 2.5; exec {REAL}"):
+        with instead_of("scancel", f"sleep 2.5; exec {REAL}") as count:
             isthmus_site.close()
-            time.sleep(TICKS_S)
+            wait_for(count)
     wait_for(lambda: job not in cluster.our_jobs())
 
 

@@ -5,7 +5,7 @@ import pytest
 from isthmus.core.errors import DeniedError
 from tests.live.slurm import remote
 from tests.live.slurm.conftest import connected
-from tests.live.slurm.waiting import wait_for
+from tests.live.waiting import wait_for
 
 
 def test_a_function_runs_in_a_job_of_its_own_which_ends_with_the_lease(cluster, open_site):

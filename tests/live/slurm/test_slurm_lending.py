@@ -11,7 +11,7 @@ import pytest
 from isthmus.core.errors import NoCapacityError
 from tests.live.slurm import remote
 from tests.live.slurm.conftest import agents_of, connected
-from tests.live.slurm.waiting import wait_for
+from tests.live.waiting import wait_for
 
 PATIENT_S = 90.0  # harvested code runs when nobody else wants the cores, other tests among them
 

@@ -1,6 +1,6 @@
 """Licences that Slurm counts: leased through it, so that batch jobs and leases honour each other's."""
 
-from tests.live.slurm.waiting import wait_for
+from tests.live.waiting import wait_for
 
 MATLAB = {"cores": 1, "memory": "100MiB", "licenses": {"matlab": 3}}
 
@@ -54,8 +54,3 @@ def test_a_site_may_be_held_to_fewer_and_count_its_own(cluster, open_site):
         (grant,) = client.post("/v1/leases", json=ansys).json()["grants"]
         assert grant["enforcement"]["amounts"] == {"licenses.ansys": "accounted-only"}
         client.delete(f"/v1/leases/{grant['lease']}")
-
-
-def _holders(client):
-    """(held by leases, by others) of each licence."""
-    return [(row["held"], row["others"]) for row in client.get("/v1/licenses").json()]

@@ -9,7 +9,7 @@ import pytest
 from isthmus.core.errors import ExecutorLostError
 from tests.live.slurm import remote
 from tests.live.slurm.conftest import agents_of, connected
-from tests.live.slurm.waiting import wait_for
+from tests.live.waiting import wait_for
 
 BEHIND_S = 7200
 SHIFTED = {

@@ -10,9 +10,7 @@ from isthmus.node.isolation import state_tag
 from tests.live.slurm import remote
 from tests.live.slurm.conftest import agents_of, connected
 from tests.live.slurm.test_slurm_faults import jobs_seen
-from tests.live.slurm.waiting import wait_for
-
-VARIABLE = "ISTHMUS_SLURM__POOLS__BURST__"
+from tests.live.waiting import wait_for
 
 
 def pool(**settings):

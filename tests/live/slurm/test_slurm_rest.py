@@ -8,7 +8,7 @@ import pytest
 from tests.live.slurm import remote
 from tests.live.slurm.conftest import connected
 from tests.live.slurm.test_slurm_pools import pool, pool_jobs, ready
-from tests.live.slurm.waiting import wait_for
+from tests.live.waiting import wait_for
 
 
 @pytest.fixture

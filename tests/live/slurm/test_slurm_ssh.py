@@ -10,7 +10,7 @@ from isthmus.core.settings import SshSettings
 from isthmus.platforms.slurm.ssh import RunningBySsh
 from tests.live.slurm import remote
 from tests.live.slurm.conftest import connected
-from tests.live.slurm.waiting import free_ports, wait_for
+from tests.live.waiting import free_ports, wait_for
 
 
 def tell(node, story, host="login"):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """For what Slurm does in its own time and tells nobody."""
+    """For effects in other processes, which tell nobody when they happen."""
     give_up_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < give_up_s, "it did not happen in time"
