@@ -188,10 +188,8 @@ def sum_in_parallel(count: int) -> int:
     return sum(Parallel(n_jobs=2)(delayed(square)(number) for number in range(count)))
 
 
-@isthmus.function(isthmus.Resources(memory="256MiB", cache="64MiB"))
-def fill_cache(size_bytes: int) -> tuple[str, int]:
-    """Where the cache is, and how much of it could be written."""
-    directory = Path(os.environ["ISTHMUS_CACHE"])
+def fill(directory: Path, size_bytes: int) -> int:
+    """How much of it could be written there."""
     with (directory / "filling").open("wb", buffering=0) as file:
         try:
             for _ in range(size_bytes // 2**20):
@@ -199,4 +197,11 @@ def fill_cache(size_bytes: int) -> tuple[str, int]:
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-        return str(directory), file.tell()
+        return file.tell()
+
+
+@isthmus.function(isthmus.Resources(memory="256MiB", cache="64MiB"))
+def fill_cache(size_bytes: int) -> tuple[str, int]:
+    """Where the cache is, and how much of it could be written."""
+    directory = Path(os.environ["ISTHMUS_CACHE"])
+    return str(directory), fill(directory, size_bytes)

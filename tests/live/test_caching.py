@@ -1,6 +1,5 @@
 """Cache on the node's disk: a directory for each lease, of its size where that can be held, gone with it."""
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from isthmus.core.errors import SettingsError
 from isthmus.core.ids import LeaseId
 from isthmus.core.settings import NodeSettings
 from isthmus.node.isolation import Cached, Rlimits, Share, cache_of
-from tests.live.sdk_functions import fill_cache
+from tests.live.sdk_functions import fill, fill_cache
 from tests.live.sites import running_site
 
 LEASE = LeaseId("ls_cache")
@@ -38,18 +37,6 @@ def _agent(disk: Path, state: Path) -> Cached:
     return made
 
 
-def _fill(directory: Path, size_bytes: int) -> int:
-    """How much of it could be written."""
-    with (directory / "filling").open("wb", buffering=0) as file:
-        try:
-            for _ in range(size_bytes // 2**20):
-                file.write(bytes(2**20))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-        return file.tell()
-
-
 def test_a_lease_writes_no_more_than_it_holds_and_leaves_nothing(disk: Path, tmp_path: Path) -> None:
     agent = _agent(disk, tmp_path / "state")
     assert agent.enforcement.amounts == {"cache": "loop-mount"}
@@ -58,7 +45,7 @@ def test_a_lease_writes_no_more_than_it_holds_and_leaves_nothing(disk: Path, tmp
     data = cache_of(LEASE, disk, "tag")
     assert data.stat().st_mode & 0o777 == 0o700
     assert list(data.iterdir()) == []
-    assert SIZE_BYTES * 0.8 < _fill(data, 2 * SIZE_BYTES) <= SIZE_BYTES
+    assert SIZE_BYTES * 0.8 < fill(data, 2 * SIZE_BYTES) <= SIZE_BYTES
     agent.destroy(LEASE)
     assert list(disk.iterdir()) == []
     agent.destroy(LEASE)
@@ -88,6 +75,50 @@ def test_what_an_agent_left_that_is_no_more_is_removed_by_the_next(disk: Path, t
     assert list(disk.iterdir()) == []
 
 
+def test_what_others_put_there_is_left_alone_and_never_unmounted(disk: Path, tmp_path: Path) -> None:
+    """Where all may write, anybody may make such a directory, with a link that leads root where he likes."""
+    agent = _agent(disk, tmp_path / "state")
+    agent.create(LEASE, SHARE)
+    mounted = cache_of(LEASE, disk, "tag")
+    for name in ("theirs", "tag-ls_theirs", "tag-probe"):
+        trap = disk / f"isthmus-{name}"
+        trap.mkdir(mode=0o700)
+        (trap / "owner").symlink_to("/none")
+        (trap / "data").symlink_to(mounted)
+        os.chown(trap, 65534, 65534)
+    again = _agent(disk, tmp_path / "state")
+    again.sweep()
+    assert again.remains() == [LEASE]
+    again.destroy(LeaseId("ls_theirs"))
+    with pytest.raises(PermissionError, match="not this user's alone; remove it"):
+        again.create(LeaseId("ls_theirs"), SHARE)
+    assert mounted.is_mount()
+    assert len(list(disk.iterdir())) == 4
+    again.destroy(LEASE)
+
+
+def test_a_link_in_place_of_a_file_system_is_removed_and_not_followed(disk: Path, tmp_path: Path) -> None:
+    agent = _agent(disk, tmp_path / "state")
+    agent.create(LEASE, SHARE)
+    mounted = cache_of(LEASE, disk, "tag")
+    linked = disk / "isthmus-linked"
+    linked.mkdir(mode=0o700)
+    (linked / "owner").symlink_to("/none")
+    (linked / "data").symlink_to(mounted)
+    agent.sweep()
+    assert not linked.exists()
+    assert mounted.is_mount()
+    agent.destroy(LEASE)
+
+
+def test_one_that_cannot_be_judged_keeps_no_other_from_being_removed(disk: Path, tmp_path: Path) -> None:
+    for name, owner in (("a", "none"), ("b", "a" * 300), ("c", "none")):
+        (disk / f"isthmus-{name}").mkdir(mode=0o700, parents=True)
+        (disk / f"isthmus-{name}" / "owner").symlink_to(owner)
+    Cached(Rlimits("tag"), disk, tmp_path, "tag").sweep()
+    assert [path.name for path in disk.iterdir()] == ["isthmus-b"]
+
+
 def test_a_cache_that_somebody_looks_at_is_removed_all_the_same(disk: Path, tmp_path: Path) -> None:
     agent = _agent(disk, tmp_path / "state")
     agent.create(LEASE, SHARE)
@@ -101,10 +132,10 @@ def test_without_the_right_to_mount_there_is_a_directory_of_any_size(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     agent = Cached(Rlimits("tag"), disk, tmp_path, "tag")
-    assert "not installed: mkfs.ext4, mount, umount" in agent.probe()
+    assert "not installed: mkfs.ext4, mount" in agent.probe()
     assert agent.enforcement.amounts == {}
     agent.create(LEASE, SHARE)
-    assert _fill(cache_of(LEASE, disk, "tag"), SIZE_BYTES + 2**20) == SIZE_BYTES + 2**20
+    assert fill(cache_of(LEASE, disk, "tag"), SIZE_BYTES + 2**20) == SIZE_BYTES + 2**20
     agent.destroy(LEASE)
     assert list(disk.iterdir()) == []
 

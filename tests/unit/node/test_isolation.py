@@ -9,6 +9,7 @@ from isthmus.core.errors import SettingsError
 from isthmus.core.ids import LeaseId
 from isthmus.node.isolation import CgroupV1, CgroupV2, Rlimits, Share, choose, groups, state_tag
 from isthmus.node.isolation.cgroup_v1 import parse_cores
+from isthmus.node.isolation.layers import RefusedError, run
 
 LEASE = LeaseId("ls_a")
 SHARE = Share((0, 2), 256 * 2**20)
@@ -125,3 +126,17 @@ def test_choosing_by_hand_takes_the_weak_one() -> None:
 def test_two_state_directories_never_share_groups(tmp_path: Path) -> None:
     assert state_tag(tmp_path / "a") != state_tag(tmp_path / "b")
     assert state_tag(tmp_path / "a") == state_tag(tmp_path / "b" / ".." / "a")
+
+
+def test_a_command_is_asked_for_english_and_what_it_complains_of_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    assert run("sh", "-c", "echo $LC_ALL", limit_s=60.0) == "C.UTF-8\n"
+    with pytest.raises(RefusedError, match="`sh -c echo 'it  may not' >&2; exit 3`: it may not") as refused:
+        run("sh", "-c", "echo 'it  may not' >&2; exit 3", limit_s=60.0)
+    assert refused.value.complaint == "it may not"
+    with pytest.raises(RefusedError, match="exit code 3"):
+        run("sh", "-c", "exit 3", limit_s=60.0)
+    with pytest.raises(OSError, match=r"takes longer than 0\.01 s"):
+        run("sleep", "60", limit_s=0.01)

@@ -7,13 +7,16 @@
 
 Invariant: it goes with its lease. What an agent left whose state directory is no more (that of a job that was
 killed) goes when the next agent starts here.
-Source: mke2fs(8), mount(8), the loop device.
+Invariant: where all users may write, anybody may have made a directory of such a name; those are left alone.
+Source: mke2fs(8), mount(8), umount2(2), the loop device.
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
-import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,11 +24,13 @@ import msgspec
 from isthmus.core.errors import SettingsError
 from isthmus.core.ids import LeaseId
 from isthmus.core.model import Enforcement
+from isthmus.core.ownership import is_ours
 from isthmus.node.isolation.isolation import GROUP_PREFIX, Isolation, Share
-from isthmus.node.isolation.layers import Layer
+from isthmus.node.isolation.layers import Layer, run
 
 KIND = "cache"
 COMMAND_S = 60.0  # a slow disk writes the tables of a large file system
+_DETACH, _NOFOLLOW = 2, 8  # linux/fs.h: MNT_DETACH, UMOUNT_NOFOLLOW
 _PROBE_BYTES = 16 * 2**20
 _MAKE = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-T", "largefile",
          "-E", "lazy_itable_init=1,nodiscard")  # fmt: skip
@@ -55,13 +60,11 @@ class Cached(Layer):
         """Why sizes cannot be limited here, or nothing. Raises SettingsError where nothing can be kept."""
         try:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            trial = self._path / f"{self._prefix}probe"
-            self._remove(trial)
-            trial.mkdir(mode=0o700)
+            trial = Path(tempfile.mkdtemp(prefix=f"{self._prefix}probe-", dir=self._path))
         except OSError as error:
             raise SettingsError(f"node.cache_path: nothing can be kept there: {error}") from error
         try:
-            missing = [tool for tool in (_MAKE[0], "mount", "umount") if shutil.which(tool) is None]
+            missing = [tool for tool in (_MAKE[0], "mount") if shutil.which(tool) is None]
             if missing:
                 return f"not installed: {', '.join(missing)}"
             self._mount(trial, _PROBE_BYTES)
@@ -85,15 +88,21 @@ class Cached(Layer):
 
     def sweep(self) -> None:
         self._inner.sweep()
-        for directory in self._path.glob(f"{GROUP_PREFIX}*"):
+        for directory in self._ours(GROUP_PREFIX):
             owner = directory / "owner"
-            if owner.is_symlink() and not owner.exists():
-                with contextlib.suppress(OSError):  # somebody else's: their agents see to it
+            with contextlib.suppress(OSError):  # the next agent tries again
+                if owner.is_symlink() and not owner.exists():
                     self._remove(directory)
 
     def remains(self) -> list[LeaseId]:
-        names = (path.name.removeprefix(self._prefix) for path in self._path.glob(f"{self._prefix}*"))
+        names = (path.name.removeprefix(self._prefix) for path in self._ours(self._prefix))
         return sorted({*self._inner.remains(), *map(LeaseId, names)})
+
+    def _ours(self, prefix: str) -> Iterator[Path]:
+        for directory in self._path.glob(f"{prefix}*"):
+            with contextlib.suppress(OSError):  # another agent removed it
+                if is_ours(directory):
+                    yield directory
 
     def _directory(self, lease: LeaseId) -> Path:
         return self._path / f"{self._prefix}{lease}"
@@ -101,6 +110,8 @@ class Cached(Layer):
     def _make(self, directory: Path, size_bytes: int) -> None:
         """What is there already stays: an adopted lease finds what it had."""
         directory.mkdir(mode=0o700, exist_ok=True)
+        if not is_ours(directory):
+            raise PermissionError(f"{directory} is there already and is not this user's alone; remove it")
         with contextlib.suppress(FileExistsError):
             (directory / "owner").symlink_to(self._state)
         if self.is_limited:
@@ -115,22 +126,17 @@ class Cached(Layer):
             return
         with image.open("wb") as file:
             file.truncate(size_bytes)
-        _run(*_MAKE, str(image))
-        _run("mount", "-o", "loop,nosuid,nodev,discard", str(image), str(data))
+        run(*_MAKE, str(image), limit_s=COMMAND_S)
+        run("mount", "-o", "loop,nosuid,nodev,discard", str(image), str(data), limit_s=COMMAND_S)
         data.chmod(0o700)
         with contextlib.suppress(OSError):
             (data / "lost+found").rmdir()
 
     def _remove(self, directory: Path) -> None:
-        if not directory.exists():
-            return
-        data = directory / "data"
-        if data.is_mount():
-            try:
-                _run("umount", str(data))
-            except OSError:
-                _run("umount", "--lazy", str(data))  # somebody looks at it from outside the lease
-        shutil.rmtree(directory)
+        with contextlib.suppress(FileNotFoundError):
+            if is_ours(directory):
+                _unmount(directory / "data")
+                shutil.rmtree(directory)
 
 
 def cache_of(lease: LeaseId, path: Path, tag: str) -> Path:
@@ -138,14 +144,13 @@ def cache_of(lease: LeaseId, path: Path, tag: str) -> Path:
     return path / f"{GROUP_PREFIX}{tag}-{lease}" / "data"
 
 
-def _run(*command: str) -> None:
-    """Raises OSError with the command's words."""
-    environ = {**os.environ, "LC_ALL": "C.UTF-8"}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=COMMAND_S, check=False, env=environ
-        )
-    except subprocess.TimeoutExpired as error:
-        raise OSError(f"{command[0]} takes longer than {COMMAND_S:g} s") from error
-    if done.returncode:
-        raise OSError(f"{command[0]}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
+def _unmount(data: Path) -> None:
+    """Not by umount(8), which follows links: whatever they led to would be unmounted."""
+    if data.is_symlink() or not data.is_mount():
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    for flags in (_NOFOLLOW, _NOFOLLOW | _DETACH):  # somebody may look at it from outside the lease
+        if libc.umount2(os.fsencode(data), flags) == 0:
+            return
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number), str(data))

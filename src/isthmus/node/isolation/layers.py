@@ -1,5 +1,9 @@
-"""An isolation on top of another: all that it does not do itself, the inner one does."""
+"""An isolation on top of another: all that it does not do itself, the inner one does. And `run`, for the
+commands of the system that it does its part with.
+"""
 
+import os
+import subprocess
 from pathlib import Path
 
 from isthmus.core.ids import LeaseId
@@ -54,3 +58,26 @@ class Layer:
 
     def remains(self) -> list[LeaseId]:
         return self._inner.remains()
+
+
+class RefusedError(OSError):
+    """A command of the system failed; `complaint` is what it said."""
+
+    def __init__(self, command: str, complaint: str) -> None:
+        super().__init__(f"`{command}`: {complaint}")
+        self.complaint = complaint
+
+
+def run(*command: str, limit_s: float) -> str:
+    """What it says, in English. Raises RefusedError, OSError when it takes longer or is not there."""
+    words = " ".join(command)
+    environ = {**os.environ, "LC_ALL": "C.UTF-8"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=limit_s, check=False, env=environ
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"`{words}` takes longer than {limit_s:g} s") from error
+    if done.returncode:
+        raise RefusedError(words, " ".join(done.stderr.split()) or f"exit code {done.returncode}")
+    return done.stdout

@@ -15,7 +15,6 @@ import hashlib
 import re
 import shutil
 import socket
-import subprocess
 import threading
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from isthmus.core.ids import LeaseId
 from isthmus.core.model import Enforcement
 from isthmus.node.isolation import cgroup_filters, groups
 from isthmus.node.isolation.isolation import GROUP_PREFIX, Isolation, Share
-from isthmus.node.isolation.layers import Layer
+from isthmus.node.isolation.layers import Layer, RefusedError, run
 
 KIND = "bandwidth"
 HANDLE = 0x1575  # of our root; 0 is the kernel's own
@@ -175,16 +174,12 @@ class Shaped(Layer):
 
     def _tc(self, *words: str) -> str:
         """Raises OSError; FileExistsError for what is there already."""
-        command = ("tc", *words)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TC_S, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise OSError(f"`{' '.join(command)}` takes longer than {TC_S:g} s") from error
-        if done.returncode:
-            complaint = " ".join(done.stderr.split())
-            kind = FileExistsError if "exist" in complaint.lower() else OSError
-            raise kind(f"`{' '.join(command)}`: {complaint}")
-        return done.stdout
+            return run("tc", *words, limit_s=TC_S)
+        except RefusedError as error:
+            if "exist" in error.complaint.lower():
+                raise FileExistsError(str(error)) from error
+            raise
 
 
 def _class(number: int) -> str:
