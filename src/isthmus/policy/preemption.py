@@ -128,6 +128,9 @@ class _Tenants:
         self._snapshot = snapshot
         self._held: dict[TenantId, Holding] = {}
         self._levels: dict[TenantId, float] = {}
+        for lease in snapshot.preemptible:
+            if lease.leaving:  # held still, but not for long
+                self.take(lease)
 
     def level(self, tenant: TenantId) -> float:
         if tenant not in self._levels:

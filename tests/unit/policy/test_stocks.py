@@ -196,6 +196,15 @@ def test_nobody_is_pushed_below_the_licences_it_is_guaranteed_itself() -> None:
     assert verdict(full, asks(2), both).evict == ()
 
 
+def test_what_is_leaving_already_keeps_no_guarantee() -> None:
+    both = load_policies(GUARANTEED.text + "[tenants.bob]\nguarantee = { licenses = { matlab = 2 } }\n")
+    going, *staying = lent_to_bob()
+    full = site({"bob": 4}, preemptible=(msgspec.structs.replace(going, leaving=True), *staying))
+    assert verdict(full, asks(2), both).evict == ("b1",)
+    three = load_policies(GUARANTEED.text + "[tenants.bob]\nguarantee = { licenses = { matlab = 3 } }\n")
+    assert verdict(full, asks(2), three).evict == ()
+
+
 def test_licences_that_are_not_lent_stay_free() -> None:
     hoarding = load_policies("[tenants.alice]\nlend = false\nguarantee = { licenses = { matlab = 2 } }\n")
     decision = verdict(site({"bob": 2}), asks(1, tenant="bob"), hoarding)
