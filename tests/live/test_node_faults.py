@@ -100,6 +100,42 @@ def test_a_new_agent_adopts_what_the_killed_one_left(node: tuple[Site, Agent], t
             successor.stop()
 
 
+def test_an_agent_that_cannot_adopt_ends_alone_and_leaves_it_to_the_next(node: tuple[Site, Agent]) -> None:
+    site, agent = node
+    executor = start_lease(site, "ls_a")
+    with Client(executor.address, "ls_a") as client:
+        function = client.define(lambda: "alive")
+        agent.kill()
+        unforeseen = agent.state / "leases" / "ls_a" / "ex_0.page"
+        unforeseen.mkdir()
+        assert Agent(site, agent.state).process.wait(20) == 1
+        assert client.call(function) == "alive"
+        unforeseen.rmdir()
+        successor = Agent(site, agent.state)
+        try:
+            site.wait(lambda: len(site.hellos) == 2)
+            assert [lease.executors for lease in site.hellos[1].running] == [(executor,)]
+            assert client.call(function) == "alive"
+        finally:
+            successor.stop()
+
+
+def test_an_agent_that_cannot_adopt_but_was_told_to_end_everything_does(node: tuple[Site, Agent]) -> None:
+    site, agent = node
+    executor = start_lease(site, "ls_a")
+    with Client(executor.address, "ls_a") as client:
+        agent.kill()
+        unforeseen = agent.state / "leases" / "ls_a" / "ex_z.page"
+        unforeseen.mkdir()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            successor = Agent(site, agent.state)  # is told before it looks, as by a site that stops
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        assert successor.stop() == 1
+        assert client.frame(10**6, 5).kind == Kind.LOST
+
+
 def test_an_executor_that_died_without_an_agent_is_reported_by_the_next(node: tuple[Site, Agent]) -> None:
     site, agent = node
     executor = start_lease(site, "ls_a")

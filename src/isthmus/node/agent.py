@@ -73,6 +73,7 @@ LOG_READ_MAX = 2**20
 FAILURE_CHARACTERS_MAX = 10_000  # the words may be a build's, and the site takes no message of any length
 OWNERS_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PROMPT_END_GRACE_S = 1.0
+_SIGNAL_SEEN_S = 0.1  # a SIGTERM from before the start reaches its handler in the loop's next turns
 
 log = logging.getLogger("isthmus.agent")
 
@@ -117,7 +118,8 @@ class Agent:
 
     async def run(self, parent: int | None) -> None:
         """Until SIGTERM, the parent's death, a site that stays away for longer than its orphan time, or one
-        that dismisses the guest of an allocation which is over.
+        that dismisses the guest of an allocation which is over. What runs already and cannot be adopted runs
+        on for a successor, unless this one was told to end everything.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -126,8 +128,10 @@ class Agent:
         if parent is not None:
             _watch_parent(loop, parent, self._stop)
         tasks: list[asyncio.Task[None]] = []
+        is_adopted = False
         try:
             await self._host.adopt()
+            is_adopted = True
             self._keep(asyncio.create_task(self._warm(), name="agent.warm"))
             tasks += [
                 asyncio.create_task(self._keep_connected(), name="agent.connection"),
@@ -141,7 +145,10 @@ class Agent:
             for task in done:
                 task.result()  # what went wrong in it is the agent's end, and is said
         finally:
-            await self._close(tasks)
+            if not is_adopted:
+                await asyncio.sleep(_SIGNAL_SEEN_S)
+            if is_adopted or self._stop.is_set():
+                await self._close(tasks)
 
     def _leave(self) -> None:
         self._host.leaving.set()

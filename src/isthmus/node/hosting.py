@@ -267,7 +267,10 @@ class Host:
             await self._adopt_one(record)
         await self.clear_remains()
         await self._trim_ended_logs()
-        self._isolation.sweep()
+        try:
+            self._isolation.sweep()
+        except OSError as error:  # others left it: no reason not to go on with what is ours
+            log.warning("what earlier agents left here cannot be removed: %s", error)
 
     async def clear_remains(self) -> None:
         """Remove what this state directory's agents made and nobody holds any more."""

@@ -1,11 +1,20 @@
-"""Where the sockets of executors may lie."""
+"""Where the sockets of executors may lie, and what taking over from an earlier agent bears."""
 
+import asyncio
+import logging
 import stat
 
 import pytest
 
 from isthmus.core.errors import FabricError
-from isthmus.node.hosting import make_private
+from isthmus.core.ids import NodeId
+from isthmus.core.settings import NodeSettings
+from isthmus.node.environments import Environments
+from isthmus.node.hosting import Host, make_private
+from isthmus.node.isolation import Rlimits
+from isthmus.node.leases import Allotments, Capacity
+from isthmus.node.records import Records
+from isthmus.node.zygotes import Zygotes
 
 
 def test_a_directory_for_sockets_is_ours_alone(tmp_path):
@@ -29,3 +38,20 @@ def test_what_another_may_have_put_there_is_not_used(tmp_path, prepare):
     prepare(tmp_path / "sockets")
     with pytest.raises(FabricError, match="not this user's alone"):
         make_private(tmp_path / "sockets")
+
+
+class _Unswept(Rlimits):
+    def sweep(self):
+        raise PermissionError("somebody else's")
+
+
+def test_what_others_left_and_cannot_be_removed_stops_no_agent(tmp_path, caplog):
+    isolation = _Unswept("tag")
+    host = Host(
+        NodeSettings(), NodeId("n1"), "", Allotments(Capacity(cores=(0,), memory_bytes=2**30)), isolation,
+        Records(tmp_path), Zygotes("auto", tmp_path / "log", isolation), Environments(tmp_path / "cache"),
+        lambda message: None,
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(host.adopt())
+    assert "cannot be removed: somebody else's" in caplog.text
