@@ -41,7 +41,9 @@ from isthmus.node.streams import Items, Window, send_all
 
 IDLE_S = 3600.0  # one sleep of an idle executor; anything that matters wakes it
 _LONG_CALL_NS = 1_000_000  # after a call this long, cancels are read before the next call
-_UNSENT_POLL_S = 20e-6, 0.05  # first and longest sleep until the next look whether answers have left
+# First and longest sleep until the next look whether answers have left: no poll ends when they do, so the
+# longest is what a call may wait in vain. Shorter costs more of a core while a client reads nothing.
+_UNSENT_POLL_S = 20e-6, 0.002
 
 _CALL, _RESULT, _ERROR = int(Kind.CALL), int(Kind.RESULT), int(Kind.ERROR)
 

@@ -46,11 +46,13 @@ class Domain:
         self.channels = {number: Channel(number, journal) for number in (1, 2)}
         self.script: list[Frame | Callable[[], None]] = []
         self.server: Server | None = None
+        self.polls_s: list[float] = []
 
     def channel(self, number: int) -> Channel | None:
         return self.channels.get(number)
 
     def poll(self, timeout_s: float, spin_s: float = 0.0) -> Frame | None:
+        self.polls_s.append(timeout_s)
         if not self.script and self.server is not None:
             self.server.terminate()
         step = self.script.pop(0) if self.script else None
@@ -111,6 +113,20 @@ def test_a_call_begins_when_the_answers_before_it_have_left(
 
     serve(call(1, 1), lambda: setattr(first, "unsent", True), call(1, 2), call(1, 3), lambda: None, leave)
     assert journal == [("answer", 1, 1), ("left", 1, None), ("answer", 1, 2), ("answer", 1, 3)]
+
+
+def test_answers_that_leave_late_are_noticed_soon(
+    domain: Domain, serve: Callable[..., None], journal: list[Event]
+) -> None:
+    first = domain.channels[1]
+    serve(
+        lambda: setattr(first, "unsent", True), call(1, 1), *[lambda: None] * 20, domain.polls_s.clear,
+        *[lambda: None] * 3, lambda: setattr(first, "unsent", False),
+    )  # fmt: skip
+    looks_s = domain.polls_s[:4]
+    assert len(set(looks_s)) == 1, "no longer than the longest sleep"
+    assert looks_s[0] <= 0.002
+    assert journal == [("answer", 1, 1)]
 
 
 def test_calls_of_other_clients_do_not_wait(
