@@ -165,3 +165,60 @@ def test_an_agent_that_comes_back_finds_and_ends_what_was_shaped(namespaces: Nam
     if reason:
         pytest.skip(reason)
     namespaces.run(sys.executable, "-c", RESTART, namespaces.interface)
+
+
+TOGETHER = """
+import subprocess, sys, threading
+from isthmus.core.ids import LeaseId
+from isthmus.node.isolation import Rlimits, Shaped, Share
+share = Share((0,), 2**28, amounts=(("bandwidth", 8_000_000),))
+def filters():
+    command = ["tc", "filter", "show", "dev", sys.argv[1], "parent", "1575:"]
+    return subprocess.run(command, capture_output=True, text=True).stdout
+def work(tag, agent):
+    try:
+        for _ in range(25):
+            agent.create(LeaseId("ls_a"), share)
+            if f"isthmus-{tag}-ls_a" not in filters():
+                failed.append("not shaped")
+            agent.destroy(LeaseId("ls_a"))
+    except Exception as error:
+        failed.append(repr(error))
+failed = []
+agents = {tag: Shaped(Rlimits(tag), sys.argv[1], tag) for tag in ("one", "two")}
+for agent in agents.values():
+    assert agent.probe() == ""
+threads = [threading.Thread(target=work, args=item) for item in agents.items()]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+for agent in agents.values():
+    agent.destroy(LeaseId("ls_a"))
+assert not failed, failed
+"""
+
+
+def test_agents_of_one_interface_do_not_undo_each_others_shaping(namespaces: Namespaces) -> None:
+    reason = shaping_works(namespaces, namespaces.interface)
+    if reason:
+        pytest.skip(reason)
+    namespaces.run(sys.executable, "-c", TOGETHER, namespaces.interface)
+    assert " htb " not in namespaces.run("tc", "qdisc", "show", "dev", namespaces.interface)
+
+
+HELD = """
+import fcntl, sys
+from isthmus.node.isolation import Rlimits, Shaped, shaping
+shaping.TURN_S = 0.05
+with open("/proc/self/ns/net") as theirs:
+    fcntl.flock(theirs, fcntl.LOCK_EX)
+    assert Shaped(Rlimits("held"), sys.argv[1], "held").probe() == ""
+"""
+
+
+def test_a_stranger_who_holds_the_lock_stops_no_shaping(namespaces: Namespaces) -> None:
+    reason = shaping_works(namespaces, namespaces.interface)
+    if reason:
+        pytest.skip(reason)
+    namespaces.run(sys.executable, "-c", HELD, namespaces.interface)

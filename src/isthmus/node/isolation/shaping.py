@@ -6,16 +6,20 @@
 
 All of it is in the kernel and outlives the agent: its successor finds it by the filters' names. What does not
 leave by the interface is not held: RDMA, shared memory, other interfaces; nor what a lease receives.
-Invariant: the root is never taken from anybody else; where another shapes already, nothing is done.
+Invariant: the root is never taken from anybody else; where another shapes already, nothing is done. Agents
+share one root and take turns, so that none gives it back while another adds to it.
 Source: tc(8), tc-htb(8), tc-bpf(8).
 """
 
 import contextlib
+import fcntl
 import hashlib
 import re
 import shutil
 import socket
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -29,8 +33,12 @@ from isthmus.node.isolation.layers import Layer, RefusedError, run
 KIND = "bandwidth"
 HANDLE = 0x1575  # of our root; 0 is the kernel's own
 TC_S = 5.0
+TURN_S = 5.0  # an agent's turn is a few commands; whoever holds the lock for longer is none
+_TURN_POLL_S = 0.005
+_NAMESPACE = Path("/proc/self/ns/net")  # all who see an interface see the same one, from any container
 BURST_BYTES_MIN = 16 * 2**10  # sent at once after a pause; above it, four milliseconds' worth
 NUMBERS_TRIED = 32  # for a class, when others have the first ones
+_IS_THERE = ("File exists", "Exclusivity flag on")  # of a class, of a root
 _ROOT = re.compile(r"qdisc (\S+) ([0-9a-f]+): root")
 _FILTER = re.compile(r"pref (\d+) bpf .*\bflowid [0-9a-f]+:[0-9a-f]+ (\S+)")
 
@@ -119,23 +127,25 @@ class Shaped(Layer):
         with self._lock:
             if lease in self._shaped:
                 return
-            self._take_root()
-            for salt in range(NUMBERS_TRIED):
-                number = _number(lease, salt)
-                rate = "rate", f"{bits_per_s}bit", "burst", str(max(BURST_BYTES_MIN, bits_per_s // 2000))
-                try:
-                    self._tc("class", "add", *self._device, "parent", f"{HANDLE:x}:",
-                             "classid", _class(number), "htb", *rate)  # fmt: skip
-                except FileExistsError:
-                    continue
-                self._shaped[lease] = number
+            with _turn():
+                self._take_root()
+                number = self._shaped[lease] = self._add_class(lease, bits_per_s)
                 cgroup_filters.add(self._interface, HANDLE << 16, number, group, self._prefix + lease)
-                return
-            raise OSError(f"{NUMBERS_TRIED} classes of {self._interface} are taken")
+
+    def _add_class(self, lease: LeaseId, bits_per_s: int) -> int:
+        """Its number."""
+        rate = "rate", f"{bits_per_s}bit", "burst", str(max(BURST_BYTES_MIN, bits_per_s // 2000))
+        for salt in range(NUMBERS_TRIED):
+            number = _number(lease, salt)
+            with contextlib.suppress(FileExistsError):
+                self._tc("class", "add", *self._device, "parent", f"{HANDLE:x}:",
+                         "classid", _class(number), "htb", *rate)  # fmt: skip
+                return number
+        raise OSError(f"{NUMBERS_TRIED} classes of {self._interface} are taken")
 
     def _unshape(self, lease: LeaseId) -> None:
         """And give the root back with the last one."""
-        with self._lock:
+        with self._lock, _turn():
             number = self._shaped.pop(lease, None)
             if number is not None and self._is_ours():
                 with contextlib.suppress(OSError):  # its filter was refused
@@ -177,9 +187,24 @@ class Shaped(Layer):
         try:
             return run("tc", *words, limit_s=TC_S)
         except RefusedError as error:
-            if "exist" in error.complaint.lower():
+            if any(words in error.complaint for words in _IS_THERE):
                 raise FileExistsError(str(error)) from error
             raise
+
+
+@contextlib.contextmanager
+def _turn() -> Iterator[None]:
+    """Anybody may hold this lock, and no stranger may stop leases with it: after TURN_S we go on without."""
+    with _NAMESPACE.open() as namespace:
+        until = time.monotonic() + TURN_S
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(namespace, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_TURN_POLL_S)
+            else:
+                break
+        yield
 
 
 def _class(number: int) -> str:
