@@ -66,12 +66,30 @@ struct Channel {
     bool recovers = true;
     std::uint64_t sequence_out = 0;
     std::uint64_t sequence_in = 0;
-    std::uint32_t sends_outstanding = 0;
+    std::atomic<std::uint32_t> sends_outstanding{0};
     std::map<std::uint64_t, std::unique_ptr<Arrival>> arrivals;  // by sequence number
     std::vector<NativeFunction> functions;
     std::unique_ptr<Arena> arena;       // for data that we send
     std::shared_ptr<Mapping> arena_in;  // the peer's, for data that we receive
     std::string lost_because;
+
+    // Under the engine's lock, which spares the price of an atomic addition.
+    void count_sending() {
+        sends_outstanding.store(sends_outstanding.load(std::memory_order_relaxed) + 1,
+                                std::memory_order_relaxed);
+    }
+    void count_sent() {
+        sends_outstanding.store(sends_outstanding.load(std::memory_order_relaxed) - 1,
+                                std::memory_order_release);
+    }
+
+    // Frames of ours have not left: they would die with this process. Every call asks it, so without the
+    // lock: a sender sees its own sends, and whoever sees that the last has left, whichever thread drove it
+    // out, may write where its data lay.
+    bool has_unsent() const {
+        return sends_outstanding.load(std::memory_order_acquire) != 0 &&
+               alive.load(std::memory_order_relaxed);
+    }
 };
 
 // One send in flight. UCX reads header and meta from here, and the data from `pieces`, until it is done.

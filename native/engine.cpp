@@ -242,12 +242,6 @@ Outcome Engine::look() {
     return Outcome::nothing;
 }
 
-bool Engine::has_unsent(const Channel& channel) {
-    lock_outside();
-    const std::lock_guard guard(lock_, std::adopt_lock);
-    return channel.sends_outstanding != 0 && channel.alive.load(std::memory_order_relaxed);
-}
-
 Outcome Engine::progress() {
     ucx_.ucp_worker_progress(worker_);
     if (has_failed_.load(std::memory_order_relaxed)) bury_failed();

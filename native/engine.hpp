@@ -103,8 +103,6 @@ class Engine {
     SendStatus send(Channel& channel, const Outgoing& outgoing);
     // The peer is gone: deliver what had arrived (up to `frames_expected` in all), then a LOST frame, once.
     void lose(Channel& channel, std::string_view reason, std::uint64_t frames_expected);
-    // Frames of ours have not left: they would die with this process.
-    bool has_unsent(const Channel& channel);
     // Wait a little for sends under way, then free the endpoint.
     void close(Channel& channel);
     void define(Channel& channel, std::uint32_t function_id, NativeSymbol symbol,

@@ -117,11 +117,11 @@ SendStatus Engine::submit(Channel& channel, Sending& sending, const Outgoing& ou
     const std::size_t header_bytes =
         sizeof(FrameHeader) + (meta_inline ? header.meta_bytes : 0) + (shared ? sizeof(std::uint64_t) : 0);
     sending.owner = outgoing.owner;
-    ++channel.sends_outstanding;
+    channel.count_sending();
     void* request = ucx_.ucp_am_send_nbx(channel.endpoint, message_id, &sending.header, header_bytes, payload,
                                          count, &param);
     if (UCS_PTR_IS_PTR(request)) return SendStatus::sent;
-    --channel.sends_outstanding;
+    channel.count_sent();
     if (UCS_PTR_IS_ERR(request)) sending.owner = nullptr;  // stays the caller's
     finish(&sending);
     if (!UCS_PTR_IS_ERR(request)) return SendStatus::sent;
@@ -190,7 +190,7 @@ void Engine::on_sent(void* request, ucs_status_t /*status: a failure also comes 
                      void* sent) {
     auto* sending = static_cast<Sending*>(sent);
     Engine& engine = *sending->engine;
-    if (Channel* channel = engine.find(sending->channel_id)) --channel->sends_outstanding;
+    if (Channel* channel = engine.find(sending->channel_id)) channel->count_sent();
     engine.finish(sending);
     engine.ucx_.ucp_request_free(request);
 }

@@ -199,7 +199,7 @@ void bind_link(nb::module_& module) {
         .def_prop_ro(
             "alive",
             [](const Link& link) { return link.channel->alive.load() && link.domain.engine.usable(); })
-        .def_prop_ro("unsent", [](const Link& link) { return link.domain.engine.has_unsent(*link.channel); })
+        .def_prop_ro("unsent", [](const Link& link) { return link.channel->has_unsent(); })
         .def("_attach", &Link::attach, "peer_id"_a, "peer_key"_a, "address"_a, "recovers"_a)
         .def("_open_arena", &Link::open_arena)
         .def("_map_arena", &Link::map_arena, "descriptor"_a)

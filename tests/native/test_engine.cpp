@@ -271,6 +271,7 @@ void threads_may_send_while_another_drives(const isthmus::UcxLibrary& ucx) {
             for (std::uint64_t call = first * each; call < (first + 1) * each; ++call)
                 while (send(pair.a, *pair.end_a, call, bytes_of("x"), {data}) != SendStatus::sent)
                     std::this_thread::yield();
+            while (pair.end_a->has_unsent()) std::this_thread::yield();  // ... and others see to it
         });
     std::vector<bool> seen(3 * each);
     for (std::size_t count = 0; count < seen.size(); ++count) {
