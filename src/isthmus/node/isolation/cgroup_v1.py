@@ -130,7 +130,8 @@ class CgroupV1:
         elif controller == "pids":
             groups.write(group / "pids.max", PIDS_MAX)
         elif controller == "cpu":
-            groups.write(group / "cpu.shares", 2 if share.idle_cores else 1024 * len(share.cores))
+            if not groups.is_idle(group):
+                groups.write(group / "cpu.shares", 2 if share.idle_cores else 1024 * len(share.cores))
             if share.idle_cores:
                 groups.write(group / "cpu.cfs_quota_us", share.idle_cores * groups.QUOTA_PERIOD_US)
                 groups.make_idle(group)

@@ -127,7 +127,7 @@ class CgroupV2:
         offered, count = self._controllers(), share.idle_cores or len(share.cores)
         if "cpuset" in offered:
             groups.write(group / "cpuset.cpus", groups.format_cores(share.cores))
-        if "cpu" in offered:
+        if "cpu" in offered and not groups.is_idle(group):
             groups.write(group / "cpu.weight", min(count * _WEIGHT_OF_CORE, _WEIGHT_MAX))
         if share.idle_cores:
             groups.make_idle(group)

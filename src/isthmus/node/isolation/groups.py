@@ -87,6 +87,13 @@ def make_idle(group: Path) -> None:
         write(group / "cpu.idle", 1)
 
 
+def is_idle(group: Path) -> bool:
+    """As one that is adopted may be: then the kernel refuses to give it shares or weight."""
+    with contextlib.suppress(OSError):
+        return (group / "cpu.idle").read_text().strip() == "1"
+    return False
+
+
 def remove(group: Path) -> None:
     """rmdir, as soon as the kernel has let go of the dead."""
     deadline_s = time.monotonic() + KILL_WAIT_S
