@@ -30,8 +30,8 @@ from typing import Any
 
 from isthmus.core import discovery
 from isthmus.core.discovery import Endpoint
-from isthmus.node.hosting import short_directory
 from isthmus.node.isolation import state_tag
+from isthmus.node.socket_paths import short_directory
 from tests.faults import census, soak_client
 
 KILLS = ("executor", "executor", "executor", "zygote", "agent", "site", "client")

@@ -35,7 +35,6 @@ from isthmus.fabric.codec import (
 )
 from isthmus.fabric.frames import Hello, Kind
 from isthmus.node import messages
-from isthmus.node.hosting import short_directory
 from isthmus.node.isolation import groups, state_tag
 from isthmus.node.messages import (
     AgentHello,
@@ -48,6 +47,7 @@ from isthmus.node.messages import (
     SiteHello,
     StartLease,
 )
+from isthmus.node.socket_paths import short_directory
 
 SITE_KEY = b"k" * 32
 NODE = NodeId("n1")

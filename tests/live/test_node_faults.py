@@ -14,7 +14,6 @@ import pytest
 
 from isthmus.core.model import EndReason, Environment, Resources
 from isthmus.fabric.frames import Kind
-from isthmus.node.hosting import short_directory
 from isthmus.node.messages import (
     AddExecutor,
     Done,
@@ -28,6 +27,7 @@ from isthmus.node.messages import (
     StartLease,
     Warm,
 )
+from isthmus.node.socket_paths import short_directory
 from tests.live.node_peer import (
     Agent,
     Client,

@@ -40,7 +40,8 @@ from isthmus.node.connection import Connection, DismissedError
 from isthmus.node.environments import Environments
 from isthmus.node.fencing import CATCH_UP_S, STOPPED_S
 from isthmus.node.harvesting import Harvesting
-from isthmus.node.hosting import Host, enforced
+from isthmus.node.hosted import enforced
+from isthmus.node.hosting import Host
 from isthmus.node.isolation import cached, choose, shaped, state_tag
 from isthmus.node.launching import rest_url
 from isthmus.node.leases import Allotments, Capacity

@@ -23,7 +23,8 @@ from collections.abc import Callable
 from isthmus.core.ids import LeaseId
 from isthmus.core.model import EndReason
 from isthmus.node import processes
-from isthmus.node.hosting import Host, Hosted
+from isthmus.node.hosted import Hosted
+from isthmus.node.hosting import Host
 from isthmus.node.owners import Lent, Owner, job_group
 from isthmus.node.pressure import Stalls
 from isthmus.node.slack import (

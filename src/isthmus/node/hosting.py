@@ -3,47 +3,44 @@
 Every act on a lease holds that lease's lock, so orders for one lease take effect in order while others go on.
 Acts are idempotent. What has ended is told once through `on_end` and never comes back.
 Not here: what the site wants (`agent.py`), which cores are whose (`leases.py`), what is written down
-(`records.py`).
+(`records.py`), how a process joins a lease (`seating.py`).
 """
 
 import asyncio
 import contextlib
-import hashlib
 import logging
-import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from isthmus.core.errors import (
-    FabricError,
     InvalidRequestError,
     LeaseEndedError,
     NoCapacityError,
     NotFoundError,
 )
-from isthmus.core.ids import ExecutorId, LeaseId, NodeId, new_id
-from isthmus.core.kinds import HeldBy, of_node
+from isthmus.core.ids import ExecutorId, LeaseId, NodeId
 from isthmus.core.model import EndReason, Enforcement, Environment, ExecutorInfo, LeaseClass
 from isthmus.core.ownership import is_ours
 from isthmus.core.settings import NodeSettings
-from isthmus.node.assignments import Assignment, Exited
+from isthmus.node.assignments import Exited
 from isthmus.node.environments import Environments, shared
-from isthmus.node.idling import make_idle
-from isthmus.node.isolation import Isolation, Share, cache_of, state_tag
+from isthmus.node.hosted import Hosted, enforced
+from isthmus.node.isolation import Isolation, Share
 from isthmus.node.leases import Allotments, end_ns
 from isthmus.node.logs import Chunk, Log
 from isthmus.node.messages import AnyMessage, ExecutorEnded, LeaseEnded, LeaseReport, RunningLease, StartLease
 from isthmus.node.metering import lease_functions, lease_usage, report
-from isthmus.node.page import CLIENTS, DEADLINE, DRAINING, ORPHAN, Page
-from isthmus.node.processes import describe_exit
+from isthmus.node.page import CLIENTS, DEADLINE, DRAINING, ORPHAN
 from isthmus.node.records import LOG_FILE, LeaseRecord, Records, boot_id
 from isthmus.node.running import Executor
-from isthmus.node.zygotes import Spare, Zygotes
+from isthmus.node.seating import Seating
+from isthmus.node.socket_paths import short_directory
+from isthmus.node.zygotes import Zygotes
 
 EXECUTORS_MAX = 64  # of one lease: bounds the depth of nested calls
 _EXIT_STATUS_S = 1.0  # how long a zygote may take to report a death that we see
@@ -54,30 +51,6 @@ _SOCKET_PATH_MAX = 100  # the kernel's limit is 107
 log = logging.getLogger("isthmus.agent")
 
 
-class Hosted:
-    """One lease: its record, its executors (dead ones keep their page), and what is being done to it."""
-
-    def __init__(self, record: LeaseRecord, directory: Path, log: Log) -> None:
-        self.record = record
-        self.directory = directory
-        self.log = log
-        self.executors: dict[ExecutorId, Executor] = {}
-        self.ended_pages: list[Page] = []
-        self.deadline_ns = record.deadline_ns
-        self.lock = asyncio.Lock()
-        self.ending = False
-        self.frozen_ns = 0  # since when; 0: it runs
-        self.oom_kills = 0  # those already told
-
-    @property
-    def lease(self) -> LeaseId:
-        return self.record.lease
-
-    @property
-    def pages(self) -> list[Page]:
-        return [*self.ended_pages, *(executor.page for executor in self.executors.values())]
-
-
 class Host:
     def __init__(
         self, settings: NodeSettings, node: NodeId, site: str, allotments: Allotments, isolation: Isolation,
@@ -86,7 +59,6 @@ class Host:
     ) -> None:  # fmt: skip
         self._settings = settings
         self._node = node
-        self._site = site
         self._allotments = allotments
         self._isolation = isolation
         self._records = records
@@ -97,7 +69,7 @@ class Host:
         self.leaving = asyncio.Event()  # set by the signal that ends the agent
         self._leases: dict[LeaseId, Hosted] = {}
         self._watches: set[asyncio.Task[None]] = set()
-        self.orphan_s = 0.0
+        self._seating = Seating(settings, node, site, records.state, isolation, zygotes, environments)
 
     # orders -------------------------------------------------------------------------------------------------
     async def start(self, order: StartLease) -> tuple[ExecutorInfo, Enforcement]:
@@ -121,7 +93,7 @@ class Host:
                 raise InvalidRequestError(
                     f"lease {lease} has {EXECUTORS_MAX} executors already: calls nest too deep"
                 )
-            executor = await self._add(hosted, await self._take_spare(hosted))
+            executor = await self._add(hosted)
         return executor.info
 
     def renew(self, lease: LeaseId, life_s: float) -> None:
@@ -145,7 +117,7 @@ class Host:
             if lease not in self._leases:
                 return
             await self._stop(hosted, grace_s)
-            self._trim_log(hosted)
+            hosted.trim_log()
             ended = LeaseEnded(
                 lease=lease,
                 reason=reason,
@@ -236,12 +208,12 @@ class Host:
 
     def trim_logs(self) -> None:
         for hosted in self._leases.values():
-            self._trim_log(hosted)
+            hosted.trim_log()
 
     def overdue(self, site_connected: bool) -> list[LeaseId]:
         """Leases whose time is up."""
         now_ns = time.monotonic_ns()
-        orphan_ns = int(self.orphan_s * 1e9)
+        orphan_ns = int(self._seating.orphan_s * 1e9)
         late = []
         for hosted in self._leases.values():
             if hosted.ending:
@@ -251,8 +223,13 @@ class Host:
                 late.append(hosted.lease)
         return late
 
+    @property
+    def orphan_s(self) -> float:
+        """How long leases outlive their deadline while the site cannot be reached."""
+        return self._seating.orphan_s
+
     def set_orphan_s(self, orphan_s: float) -> None:
-        self.orphan_s = orphan_s
+        self._seating.orphan_s = orphan_s
         for hosted in self._leases.values():
             for executor in hosted.executors.values():
                 executor.page[ORPHAN] = int(orphan_s * 1e9)
@@ -291,12 +268,6 @@ class Host:
                 shutil.rmtree(sockets, ignore_errors=True)
 
     # steps --------------------------------------------------------------------------------------------------
-    def _trim_log(self, hosted: Hosted) -> None:
-        try:
-            hosted.log.trim()
-        except OSError as error:
-            log.warning("the output of %s cannot be cut: %s", hosted.lease, error)
-
     def _find(self, lease: LeaseId) -> Hosted:
         hosted = self._leases.get(lease)
         if hosted is None:
@@ -336,79 +307,15 @@ class Host:
         """Write down, enforce, start; or undo all of it."""
         try:
             self._records.write(hosted.record)
-            spare = await self._take_spare(hosted)
-            share = _share(hosted.record)
-            await self._add(hosted, spare, share)
+            await self._add(hosted, hosted.share)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self._isolation.destroy, hosted.lease))
             self._forget(hosted)
             raise
 
-    async def _take_spare(self, hosted: Hosted) -> Spare:
-        environment = shared(hosted.record.environment)
-        python = await self._environments.python(environment)
-        return await self._zygotes.take(environment, python, spares=1)
-
-    async def _add(self, hosted: Hosted, spare: Spare, share: Share | None = None) -> Executor:
-        """Make the spare an executor of the lease; `share` with the first, for which a group is made."""
-        executor_id = ExecutorId(new_id("ex"))
-        page_path = hosted.directory / f"{executor_id}.page"
-        page = Page(page_path, create=True)
-        page[DEADLINE] = hosted.deadline_ns
-        page[ORPHAN] = int(self.orphan_s * 1e9)
-        try:
-            assignment = self._assignment(hosted, executor_id, page_path)
-            if of_node(hosted.record.resources.amounts):
-                await asyncio.to_thread(self._enclose, hosted, spare.pid, share)
-                address = await spare.assign(assignment)
-            else:
-                if share is not None:
-                    self._isolation.create(hosted.lease, share, spare.pid)
-                if hosted.record.is_harvested:
-                    make_idle(spare.pid)
-                attaching = asyncio.to_thread(self._isolation.attach, hosted.lease, spare.pid)
-                address, _ = await asyncio.gather(spare.assign(assignment), attaching)
-        except BaseException:
-            spare.discard()
-            page.close()
-            raise
-        finally:
-            self._zygotes.refill(shared(hosted.record.environment).id)
-        info = ExecutorInfo(executor=executor_id, address=address, pid=spare.pid)
-        return self._watch(hosted, Executor(info, page, spare.is_reaped))
-
-    def _enclose(self, hosted: Hosted, pid: int, share: Share | None) -> None:
-        """Before the process opens a socket, which belongs to the group it is opened in. Runs commands."""
-        if share is not None:
-            self._isolation.create(hosted.lease, share, pid)
-        self._isolation.attach(hosted.lease, pid)
-
-    def _assignment(self, hosted: Hosted, executor: ExecutorId, page: Path) -> Assignment:
-        record = hosted.record
-        has_core = len(hosted.executors) < record.resources.cores and not record.is_harvested
-        spin_s = self._settings.spin_s if has_core else 0.0  # it would spin on a core that others need
-        return Assignment(
-            executor=executor, lease=record.lease, tenant=record.tenant, node=self._node,
-            lease_key=record.lease_key, page=str(page), log=str(hosted.directory / LOG_FILE),
-            listen=self._settings.listen or f"unix:{self._socket_path(hosted, executor)}", site=self._site,
-            sys_path=record.environment.sys_path, sys_path_first=not record.environment.requirements,
-            cores=record.resources.cores, spin_s=spin_s, ahead_s=record.ahead_s,
-            is_harvested=record.is_harvested, cache=self._cache(record),
-        )  # fmt: skip
-
-    def _cache(self, record: LeaseRecord) -> str:
-        if "cache" not in record.resources.amounts:
-            return ""
-        return str(cache_of(record.lease, Path(self._settings.cache_path), state_tag(self._records.state)))
-
-    def _socket_path(self, hosted: Hosted, executor: ExecutorId) -> Path:
-        """In the lease's directory, or in a shorter one when that path is too long for a socket."""
-        path = hosted.directory / f"{executor}.sock"
-        if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
-            return path
-        directory = short_directory(self._records.state)
-        make_private(directory)
-        return directory / f"{executor}.sock"
+    async def _add(self, hosted: Hosted, share: Share | None = None) -> Executor:
+        spare = await self._seating.take_spare(hosted.record.environment)
+        return self._watch(hosted, await self._seating.seat(hosted, spare, share))
 
     def _watch(self, hosted: Hosted, executor: Executor) -> Executor:
         hosted.executors[executor.info.executor] = executor
@@ -427,7 +334,7 @@ class Host:
         executor.gone.set()
         if hosted.ending or await self._is_leaving():
             return
-        reason, detail = self._cause(hosted, executor)
+        reason, detail = hosted.cause(executor, self._isolation)
         if not executor.killed:
             ended = executor.info.executor
             self._tell(ExecutorEnded(lease=hosted.lease, executor=ended, reason=reason, detail=detail))
@@ -449,19 +356,6 @@ class Host:
         hosted.ended_pages.append(executor.page)
         if executor.info.address.startswith("unix:"):
             Path(executor.info.address.removeprefix("unix:")).unlink(missing_ok=True)
-
-    def _cause(self, hosted: Hosted, executor: Executor) -> tuple[EndReason, str]:
-        oom_kills = self._isolation.oom_kills(hosted.lease)
-        if oom_kills > hosted.oom_kills and executor.status in (-signal.SIGKILL, None):
-            hosted.oom_kills = oom_kills
-            limit = hosted.record.resources.memory
-            return EndReason.OUT_OF_MEMORY, f"it went over the lease's memory of {limit} and was killed"
-        if executor.killed:
-            return EndReason.EXITED, "killed on request"
-        if time.monotonic_ns() > hosted.deadline_ns and executor.status in (-signal.SIGKILL, None):
-            return EndReason.EXPIRED, "nobody renewed it, and its executor ended itself"
-        from_outside = executor.status in (-signal.SIGKILL, None)
-        return EndReason.KILLED if from_outside else EndReason.EXITED, describe_exit(executor.status)
 
     async def _stop(self, hosted: Hosted, grace_s: float) -> None:
         """SIGTERM, the grace, SIGKILL."""
@@ -492,7 +386,7 @@ class Host:
 
     async def _adopt_one(self, record: LeaseRecord) -> None:
         hosted = self._hosted(record)
-        share = _share(record)
+        share = hosted.share
         self._leases[record.lease] = hosted
         self._allotments.restore(record.lease, share)
         self._isolation.create(record.lease, share)
@@ -509,38 +403,10 @@ class Host:
                 self._bury(hosted, executor, None)
                 last = executor
         if not hosted.executors:
-            reason, detail = self._cause(hosted, last) if last is not None else (EndReason.FAILED, "")
+            reason, detail = (
+                hosted.cause(last, self._isolation) if last is not None else (EndReason.FAILED, "")
+            )
             await self.end(record.lease, reason, 0.0, f"gone when the agent came back: {detail}")
-
-
-def _share(record: LeaseRecord) -> Share:
-    idle_cores = record.resources.cores if record.is_harvested else 0
-    amounts = tuple(of_node(record.resources.amounts).items())
-    return Share(record.cores, record.resources.memory_bytes, idle_cores, amounts)
-
-
-def enforced(isolation: Isolation, amounts: Mapping[str, int]) -> dict[str, HeldBy]:
-    """How each of these kinds is held on this node."""
-    held = isolation.enforcement.amounts
-    return {kind: held.get(kind, "accounted-only") for kind in amounts}
-
-
-def short_directory(state: Path) -> Path:
-    """Where sockets go whose path in the state directory would be too long."""
-    digest = hashlib.blake2b(os.fsencode(state.resolve()), digest_size=6).hexdigest()
-    return Path("/tmp") / f"isthmus-{os.getuid()}-{digest}"
-
-
-def make_private(directory: Path) -> None:
-    """Raises FabricError when it is not ours alone: anybody may make a directory of this name in /tmp, and
-    would then answer in place of our executors.
-    """
-    directory.mkdir(mode=0o700, exist_ok=True)
-    if not is_ours(directory):
-        raise FabricError(
-            f"{directory} is there already and is not this user's alone; remove it, or use a state directory "
-            "with a shorter path"
-        )
 
 
 async def _gone(executors: list[Executor], timeout_s: float) -> None:

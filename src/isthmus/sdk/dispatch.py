@@ -1,9 +1,10 @@
-"""Decide which call goes to which executor, when to ask for more of them, and what follows when one fails.
+"""Decide which call goes to which executor, and what follows when one fails.
 
 Pure: events come in as method calls that carry the time, effects collect in `effects`; no I/O, clock, thread
 or lock. Invariants: an accepted call is settled exactly once; no executor holds more calls than its window;
 a call that was turned back, or whose lease was taken, runs elsewhere without charging its retry budget.
-Not here: carrying effects out (`progress.py`), what a call carries (opaque here).
+Not here: when to ask for more executors (`growing.py`), carrying effects out (`engine.py`), what a call
+carries (opaque here).
 
     submitted -> QUEUED -> SENT -> settled            answered, or failed with no retries left
                    ^  ^      |
@@ -11,24 +12,20 @@ Not here: carrying effects out (`progress.py`), what a call carries (opaque here
                    +-- WAITING <-+                     backoff before a retry
 """
 
-import enum
-import heapq
-import itertools
-
 from isthmus.core.errors import (
     CallTimeoutError,
     EvictedError,
     ExecutorLostError,
     IsthmusError,
     NoCapacityError,
-    PeerLostError,
-    SiteUnavailableError,
 )
+from isthmus.sdk.growing import Growing, Refusal
+from isthmus.sdk.timers import Timers
 from isthmus.sdk.work import (
-    GROW_PAUSE_S,
     NEVER,
     UNKNOWN_S,
     Call,
+    Due,
     Effect,
     Examine,
     Executor,
@@ -36,42 +33,17 @@ from isthmus.sdk.work import (
     Kill,
     Pool,
     Release,
-    Request,
     Send,
     Settle,
     State,
-    Warn,
 )
 
 WINDOW_MAX = 128  # calls in flight on one executor; below the 256 credits a channel starts with
 PREFETCH_S = 0.004  # work kept queued at an executor; more hides latency, less balances better
-GROW_BACKLOG_S = 0.05  # a backlog shorter than a cold start is not worth a lease
-GROW_PAUSE_S_MAX = 5.0
-QUEUE_WAIT_S = 60.0  # one stay in the site's queue when we hold nothing at all; then another
-ROOM_WAIT_S = 0.5  # at least, for the executors that we gave back ourselves to make room
-WARN_S = 10.0  # calls that have had no executor for so long are told of; then after twice as long, and so on
-SITE_ATTEMPTS_MAX = 3  # requests that find no site before calls without an executor fail
-GRANT_ATTEMPTS_MAX = 10  # ... or an executor that was taken back before we came
 IDLE_S = 2.0  # an executor without work is given back after this
 LAST_IDLE_S = 20.0  # ... and the last one of a pool after this; others may wait for it, for QUEUE_WAIT_S
 KILL_GRACE_S = 2.0  # between asking running code to stop and killing its process
 RETRY_BACKOFF_S_MAX = 30.0
-
-
-class _Due(enum.Enum):
-    DEADLINE = enum.auto()
-    KILL = enum.auto()
-    RETRY = enum.auto()
-    GROW = enum.auto()
-    IDLE = enum.auto()
-    WARN = enum.auto()
-
-
-def _attempts_max(error: IsthmusError) -> int:
-    """How often in a row a request may end like this before its calls fail."""
-    if isinstance(error, PeerLostError):
-        return GRANT_ATTEMPTS_MAX
-    return SITE_ATTEMPTS_MAX if isinstance(error, SiteUnavailableError) else 1
 
 
 def _late(call: Call) -> CallTimeoutError:
@@ -84,20 +56,25 @@ def _late(call: Call) -> CallTimeoutError:
 class Dispatch:
     def __init__(self, capacity_wait_s: float) -> None:
         """capacity_wait_s: how long calls without an executor may wait for one before they fail."""
-        self._capacity_wait_s = capacity_wait_s
         self.effects: list[Effect] = []
         self.pools: dict[str, Pool] = {}
         self.outstanding = 0  # calls somebody still waits for
         self.abandoned = 0  # calls nobody waits for, on which an executor still works
-        self._timers: list[tuple[float, int, _Due, object]] = []
-        self._order = itertools.count()
+        self._timers = Timers()
         self._expected_s: dict[int, float] = {}  # by label
+        self._growing = Growing(capacity_wait_s, self.effects, self._timers, self._expected_s)
+
+    def take_effects(self) -> list[Effect]:
+        """What is to be carried out, in this order; once."""
+        taken = self.effects.copy()
+        self.effects.clear()
+        return taken
 
     # calls ------------------------------------------------------------------------
     def submit(self, call: Call, now_s: float) -> None:
         self.outstanding += 1
         if call.deadline_s != NEVER:
-            self._at(call.deadline_s, _Due.DEADLINE, call)
+            self._timers.at(call.deadline_s, Due.DEADLINE, call)
         if call.pool.broken is not None:
             self._settle(call, call.pool.broken)
             return
@@ -112,7 +89,7 @@ class Dispatch:
         calls = sorted((call, *executor.inflight.values()), key=lambda one: one.sent_s)
         executor.inflight = {one.number: one for one in calls}
         if call.deadline_s != NEVER:
-            self._at(call.deadline_s, _Due.DEADLINE, call)
+            self._timers.at(call.deadline_s, Due.DEADLINE, call)
         if executor.name not in call.pool.executors:
             self._examine(executor, call)
 
@@ -172,33 +149,21 @@ class Dispatch:
         return pool
 
     def granted(self, pool: Pool, executors: list[Executor], now_s: float) -> None:
-        pool.requesting, pool.pause_s = False, GROW_PAUSE_S
-        pool.refusals = pool.silences = 0
-        pool.waiting_s = pool.warn_s = NEVER
-        pool.growth *= 2
+        self._growing.granted(pool)
         if pool.retired:  # its user left while the request was under way
             self.effects += [Release(executor) for executor in executors]
             return
         for executor in executors:
             executor.last_s = now_s
             pool.executors[executor.name] = executor
-            self._at(now_s + IDLE_S, _Due.IDLE, executor)
+            self._timers.at(now_s + IDLE_S, Due.IDLE, executor)
         self._assign(pool, now_s)
 
     def refused(self, pool: Pool, error: IsthmusError, now_s: float) -> None:
-        """The site gave nothing: go on with what we hold; with nothing in hand, wait our turn, then fail."""
-        pool.requesting, pool.growth, pool.why = False, 1, str(error)
-        if pool.executors:
-            self._release_idle_elsewhere(pool, now_s)
-            self._pause_growth(pool, now_s)
-        elif not pool.queue:  # nobody waits any more
-            pool.refusals = pool.silences = 0
-        elif isinstance(error, NoCapacityError):
-            self._queue_up(pool, error, now_s)
-        elif pool.silences + 1 < _attempts_max(error):
-            pool.silences += 1
-            self._pause_growth(pool, now_s)
-        else:
+        """The site gave nothing."""
+        if pool.executors or (pool.queue and isinstance(error, NoCapacityError)):
+            self.release_idle(0.0, now_s, spare=pool)
+        if self._growing.refused(pool, error, now_s) is Refusal.FAIL:
             self._fail_queue(pool, error)
 
     def lost(self, executor: Executor, now_s: float) -> None:
@@ -263,26 +228,26 @@ class Dispatch:
 
     # time ------------------------------------------------------------------------
     def next_timer_s(self) -> float:
-        return self._timers[0][0] if self._timers else NEVER
+        return self._timers.next_s()
 
     def tick(self, now_s: float) -> None:
-        while self._timers and self._timers[0][0] <= now_s:
-            _, _, due, target = heapq.heappop(self._timers)
+        while (timer := self._timers.pop_due(now_s)) is not None:
+            due, target = timer
             if isinstance(target, Call):
                 self._call_due(due, target, now_s)
             elif isinstance(target, Executor):
                 self._idle_due(target, now_s)
-            elif isinstance(target, Pool) and due is _Due.WARN:
-                self._warn_due(target, now_s)
-            elif isinstance(target, Pool):
+            elif due is Due.WARN:
+                self._growing.warn_due(target, now_s)
+            else:
                 self._assign(target, now_s)
 
-    def _call_due(self, due: _Due, call: Call, now_s: float) -> None:
-        if due is _Due.KILL:
+    def _call_due(self, due: Due, call: Call, now_s: float) -> None:
+        if due is Due.KILL:
             self._kill_due(call, now_s)
-        elif due is _Due.RETRY and call.state is State.WAITING:
+        elif due is Due.RETRY and call.state is State.WAITING:
             self._requeue(call, now_s)
-        elif due is _Due.DEADLINE and call.state is not State.SETTLED and not call.abandoned:
+        elif due is Due.DEADLINE and call.state is not State.SETTLED and not call.abandoned:
             self._withdraw(call, b"timeout", now_s)
             self.effects.append(Settle(call, _late(call)))
 
@@ -298,7 +263,7 @@ class Dispatch:
             if call.number in executor.inflight:
                 if next(iter(executor.inflight)) == call.number:
                     self.effects.append(Kill(executor))
-                self._at(now_s + KILL_GRACE_S, _Due.KILL, call)
+                self._timers.at(now_s + KILL_GRACE_S, Due.KILL, call)
 
     def _idle_due(self, executor: Executor, now_s: float) -> None:
         pool = executor.pool
@@ -308,20 +273,7 @@ class Dispatch:
         if not (executor.inflight or executor.claimed or pool.sticky) and now_s - executor.last_s >= limit_s:
             self._release(executor)
             return
-        self._at(max(executor.last_s + limit_s, now_s + IDLE_S / 2), _Due.IDLE, executor)
-
-    def _warn_due(self, pool: Pool, now_s: float) -> None:
-        if now_s < pool.warn_s:  # the wait that this timer was for is over
-            return
-        waited_s = now_s - pool.waiting_s
-        pool.waiting_s = pool.warn_s = NEVER
-        if pool.queue and not pool.executors:
-            self.effects.append(Warn(pool, waited_s))
-            self._watch(pool, now_s - waited_s, now_s + waited_s)
-
-    def _watch(self, pool: Pool, waiting_s: float, warn_s: float) -> None:
-        pool.waiting_s, pool.warn_s = waiting_s, warn_s
-        self._at(warn_s, _Due.WARN, pool)
+        self._timers.at(max(executor.last_s + limit_s, now_s + IDLE_S / 2), Due.IDLE, executor)
 
     # inside ------------------------------------------------------------------------
     def _enqueue(self, call: Call, ahead: bool = False) -> None:
@@ -346,7 +298,7 @@ class Dispatch:
             executor.inflight[call.number] = call
             self.effects.append(Send(executor, call))
         if queue:
-            self._grow(pool, now_s)
+            self._growing.grow(pool, now_s)
 
     def _roomiest(self, pool: Pool) -> Executor | None:
         best: Executor | None = None
@@ -365,53 +317,6 @@ class Dispatch:
                 best = executor
         return best
 
-    def _grow(self, pool: Pool, now_s: float) -> None:
-        room = pool.limit - len(pool.executors)
-        if room > 0 and not pool.executors and pool.waiting_s == NEVER:
-            self._watch(pool, now_s, now_s + WARN_S)
-        if (
-            pool.requesting
-            or room <= 0
-            or now_s < pool.grow_after_s
-            or self._backlog_s(pool) < GROW_BACKLOG_S
-        ):
-            return
-        wait_s = self._queue_wait_s(pool, now_s) if pool.refusals and not pool.executors else 0.0
-        self._request(pool, min(room, pool.growth, len(pool.queue)), wait_s)
-
-    def _backlog_s(self, pool: Pool) -> float:
-        """How long the executors at hand are busy, the queue included, judged by its first call."""
-        if not pool.executors:
-            return NEVER
-        queued_s = len(pool.queue) * self._expected_s.get(pool.queue[0].label, UNKNOWN_S)
-        return (queued_s + sum(one.load_s for one in pool.executors.values())) / len(pool.executors)
-
-    def _request(self, pool: Pool, leases: int, wait_s: float) -> None:
-        pool.requesting = True
-        self.effects.append(Request(pool, leases, wait_s))
-
-    def _queue_up(self, pool: Pool, error: NoCapacityError, now_s: float) -> None:
-        """Wait at the site: at once at first, later not as fast as it may turn us away; in the end fail."""
-        pool.refusals += 1
-        pool.silences = 0
-        self._release_idle_elsewhere(pool, now_s)
-        if pool.refusals == 1:
-            pool.refused_s = now_s
-            self._request(pool, 1, max(self._queue_wait_s(pool, now_s), ROOM_WAIT_S))
-        elif self._queue_wait_s(pool, now_s) > 0:
-            self._pause_growth(pool, now_s)
-        else:
-            self._fail_queue(pool, error)
-
-    def _queue_wait_s(self, pool: Pool, now_s: float) -> float:
-        """What one stay in the site's queue may take of the time that these calls have to wait."""
-        return min(QUEUE_WAIT_S, max(self._capacity_wait_s - (now_s - pool.refused_s), 0.0))
-
-    def _pause_growth(self, pool: Pool, now_s: float) -> None:
-        pool.grow_after_s = now_s + pool.pause_s
-        pool.pause_s = min(2 * pool.pause_s, GROW_PAUSE_S_MAX)
-        self._at(pool.grow_after_s, _Due.GROW, pool)
-
     def release_idle(self, idle_s: float, now_s: float, spare: Pool | None = None) -> None:
         """Give back every executor that has been idle that long, so that others may have its cores."""
         for pool in self.pools.values():
@@ -419,9 +324,6 @@ class Dispatch:
                 for executor in list(pool.executors.values()):
                     if not (executor.inflight or executor.claimed) and now_s - executor.last_s >= idle_s:
                         self._release(executor)
-
-    def _release_idle_elsewhere(self, pool: Pool, now_s: float) -> None:
-        self.release_idle(0.0, now_s, spare=pool)
 
     def _retire_if_drained(self, executor: Executor) -> None:
         if executor.draining and not executor.inflight and executor.name in executor.pool.executors:
@@ -447,7 +349,7 @@ class Dispatch:
         if call.state is State.SENT:
             call.abandoned = True
             self.abandoned += 1
-            self._at(now_s + KILL_GRACE_S, _Due.KILL, call)
+            self._timers.at(now_s + KILL_GRACE_S, Due.KILL, call)
             for executor in call.pool.executors.values():
                 if call.number in executor.inflight:
                     self.effects.append(Interrupt(executor, call, reason))
@@ -493,7 +395,7 @@ class Dispatch:
         backoff_s = min(call.retry.backoff_s * 2**call.attempts, RETRY_BACKOFF_S_MAX)
         call.attempts += 1
         call.state = State.WAITING
-        self._at(now_s + backoff_s, _Due.RETRY, call)
+        self._timers.at(now_s + backoff_s, Due.RETRY, call)
 
     def _fail_queue(self, pool: Pool, error: BaseException) -> None:
         pool.refusals = pool.silences = 0
@@ -514,6 +416,3 @@ class Dispatch:
         else:
             self.outstanding -= 1
         return not call.abandoned
-
-    def _at(self, when_s: float, due: _Due, target: object) -> None:
-        heapq.heappush(self._timers, (when_s, next(self._order), due, target))

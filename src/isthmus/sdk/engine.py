@@ -405,8 +405,7 @@ class Engine(Progress):
     def _carry_out(self) -> list[Settlement]:
         settled: list[Settlement] = []
         while self.core.effects:
-            effects, self.core.effects = self.core.effects, []
-            for effect in effects:
+            for effect in self.core.take_effects():
                 match effect:
                     case work.Send(executor, call):
                         self._send(executor, call)

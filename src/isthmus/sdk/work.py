@@ -11,7 +11,7 @@ from typing import NamedTuple
 from isthmus.sdk.function import Retry
 
 UNKNOWN_S = 1.0  # expected of a function that never ran: nothing is queued behind it
-GROW_PAUSE_S = 0.25  # after "no capacity", doubling up to GROW_PAUSE_S_MAX
+GROW_PAUSE_S = 0.25  # after "no capacity", doubling up to growing.GROW_PAUSE_S_MAX
 NEVER = float("inf")
 
 
@@ -21,6 +21,17 @@ class State(enum.Enum):
     SENT = enum.auto()
     EXAMINED = enum.auto()
     SETTLED = enum.auto()
+
+
+class Due(enum.Enum):
+    """What a timer is for."""
+
+    DEADLINE = enum.auto()
+    KILL = enum.auto()
+    RETRY = enum.auto()
+    GROW = enum.auto()
+    IDLE = enum.auto()
+    WARN = enum.auto()
 
 
 @dataclass(slots=True, eq=False, repr=False)

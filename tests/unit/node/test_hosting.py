@@ -10,10 +10,11 @@ from isthmus.core.errors import FabricError
 from isthmus.core.ids import NodeId
 from isthmus.core.settings import NodeSettings
 from isthmus.node.environments import Environments
-from isthmus.node.hosting import Host, make_private
+from isthmus.node.hosting import Host
 from isthmus.node.isolation import Rlimits
 from isthmus.node.leases import Allotments, Capacity
 from isthmus.node.records import Records
+from isthmus.node.socket_paths import make_private
 from isthmus.node.zygotes import Zygotes
 
 

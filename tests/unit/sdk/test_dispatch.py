@@ -16,7 +16,7 @@ from isthmus.core.errors import (
     PeerLostError,
     SiteUnavailableError,
 )
-from isthmus.sdk import dispatch, work
+from isthmus.sdk import dispatch, growing, work
 from isthmus.sdk.dispatch import Dispatch
 from isthmus.sdk.function import Retry
 from isthmus.sdk.work import NEVER, Call, Executor, Pool
@@ -113,8 +113,7 @@ class World(RuleBasedStateMachine):
     @invariant()
     def carry_out(self) -> None:
         while self.core.effects:
-            effects, self.core.effects = self.core.effects, []
-            for effect in effects:
+            for effect in self.core.take_effects():
                 self.carry_out_one(effect)
 
     def carry_out_one(self, effect: work.Effect) -> None:
@@ -195,7 +194,7 @@ def pool_with(core: Dispatch, executors: int) -> Pool:
 
 
 def sends(core: Dispatch) -> list[work.Send]:
-    effects, core.effects = core.effects, []
+    effects = core.take_effects()
     return [effect for effect in effects if isinstance(effect, work.Send)]
 
 
@@ -297,7 +296,7 @@ def test_calls_that_wait_long_for_an_executor_are_told_of_ever_more_rarely():
     for now_s in range(100):
         core.tick(float(now_s))
     told = [effect.waited_s for effect in core.effects if isinstance(effect, work.Warn)]
-    assert told == [dispatch.WARN_S, 2 * dispatch.WARN_S, 4 * dispatch.WARN_S, 8 * dispatch.WARN_S]
+    assert told == [growing.WARN_S, 2 * growing.WARN_S, 4 * growing.WARN_S, 8 * growing.WARN_S]
     core.effects.clear()
     core.granted(pool, [Executor("ex", pool, None)], 100.0)
     core.tick(1000.0)
@@ -316,7 +315,7 @@ def test_a_wait_for_an_executor_begins_anew_when_nobody_waited_any_more():
         core.tick(float(now_s))
         told += [(now_s, effect.waited_s) for effect in core.effects if isinstance(effect, work.Warn)]
         core.effects.clear()
-    assert told == [(18, dispatch.WARN_S), (28, 2 * dispatch.WARN_S)], "the request is still under way"
+    assert told == [(18, growing.WARN_S), (28, 2 * growing.WARN_S)], "the request is still under way"
 
 
 def test_a_call_waits_its_turn_and_fails_in_the_end():
@@ -328,9 +327,9 @@ def test_a_call_waits_its_turn_and_fails_in_the_end():
         waits_s += [effect.wait_s for effect in core.effects if isinstance(effect, work.Request)]
         core.effects.clear()
         core.refused(pool, NoCapacityError("full"), now_s)
-        core.tick(now_s + dispatch.GROW_PAUSE_S_MAX)
-    asked_at_s = 50.0 + dispatch.GROW_PAUSE_S_MAX
-    assert waits_s == [0.0, dispatch.QUEUE_WAIT_S, 101.0 - asked_at_s], "the last one only until it must end"
+        core.tick(now_s + growing.GROW_PAUSE_S_MAX)
+    asked_at_s = 50.0 + growing.GROW_PAUSE_S_MAX
+    assert waits_s == [0.0, growing.QUEUE_WAIT_S, 101.0 - asked_at_s], "the last one only until it must end"
     core.effects.clear()
     core.refused(pool, NoCapacityError("still full"), 101.0)
     (settle,) = core.effects
@@ -351,7 +350,7 @@ def test_a_site_that_restarts_meanwhile_ends_no_wait():
         core.effects.clear()
         now_s += 1.0
         core.refused(pool, error, now_s)
-        now_s += dispatch.GROW_PAUSE_S_MAX
+        now_s += growing.GROW_PAUSE_S_MAX
         core.tick(now_s)
     assert pool.queue
 
@@ -360,12 +359,12 @@ def test_executors_that_are_gone_before_they_are_reached_are_asked_for_again():
     core = Dispatch(CAPACITY_WAIT_S)
     pool = core.pool("pool", None, limit=2)
     core.submit(Call(0, pool, None, Retry()), 0.0)
-    for attempt in range(dispatch.GRANT_ATTEMPTS_MAX):
+    for attempt in range(growing.GRANT_ATTEMPTS_MAX):
         (request,) = (effect for effect in core.effects if not isinstance(effect, work.Warn))
         assert isinstance(request, work.Request)
         core.effects.clear()
         core.refused(pool, PeerLostError("gone"), 10.0 * attempt)
-        core.tick(10.0 * attempt + dispatch.GROW_PAUSE_S_MAX)
+        core.tick(10.0 * attempt + growing.GROW_PAUSE_S_MAX)
     settle = core.effects[-1]
     assert isinstance(settle, work.Settle)
     assert str(settle.error) == "gone"
