@@ -1,4 +1,4 @@
-"""The shell around the scheduler: frames become events, effects become frames, orders and settled futures.
+"""The shell around the scheduler: what users do and what frames say becomes events, and futures are settled.
 
 One lock guards the scheduler (`dispatch.py`). Futures are settled outside it, so their callbacks may submit
 again. Invariant: every effect is carried out before the lock is given back, so the scheduler never runs
@@ -20,7 +20,6 @@ from isthmus.core.errors import (
     FabricError,
     IsthmusError,
     LeaseEndedError,
-    PeerLostError,
 )
 from isthmus.core.ids import LeaseId
 from isthmus.core.settings import ClientSettings
@@ -31,9 +30,10 @@ from isthmus.sdk import work
 from isthmus.sdk.calls import Payload
 from isthmus.sdk.dispatch import Dispatch
 from isthmus.sdk.futures import Future
-from isthmus.sdk.keeping import Keeper, with_count
+from isthmus.sdk.keeping import Keeper
 from isthmus.sdk.latency import Latencies
-from isthmus.sdk.links import TRUST_S, Link
+from isthmus.sdk.links import Link
+from isthmus.sdk.outbox import Outbox, Settlement, link_of, payload_of
 from isthmus.sdk.progress import Progress
 from isthmus.sdk.supply import Holding, Supply
 from isthmus.sdk.work import Call, Executor, Pool
@@ -43,8 +43,6 @@ log = logging.getLogger("isthmus.sdk")
 CONNECT_TIMEOUT_S = 5.0
 ROOM_IDLE_S = 1.0  # a durable call takes the cores of executors idle for longer, not of busy or hot ones
 FRAMES_AT_ONCE = 64  # handled between two looks at timers
-
-Settlement = tuple[Payload, Frame | None, BaseException | None]
 
 
 class Engine(Progress):
@@ -62,9 +60,7 @@ class Engine(Progress):
         self.forked = False
         self._retired: Callable[[], None] | None = None
         self._lock = threading.RLock()
-        self._executors: dict[int, Executor] = {}
-        self._backlogged: set[Link] = set()
-        self._doomed: deque[Link] = deque()  # channels to close
+        self._out = Outbox(self.core, self.keeper, self._wake, self._nudge)
         self._dropped: deque[Future[Any] | Pool] = deque()
 
     # calls ------------------------------------------------------------------------
@@ -73,18 +69,18 @@ class Engine(Progress):
         with self._lock:
             self._check_open()
             self.core.submit(call, monotonic())
-            settled = self._carry_out()
+            settled = self._out.carry_out()
         self._settle(settled)
         self._ring_if_parked()
-        if call.deadline_s < self._asleep_until_s and self._domain is not None:
-            self._domain.wake()
+        if call.deadline_s < self._asleep_until_s:
+            self._wake()
 
     def adopt(self, call: Call, executor: Executor) -> None:
         """Take over a call that was sent on the shortest path and is not answered yet."""
         with self._lock:
             self.core.adopt(call, executor)
             self.core.resume(executor.pool, monotonic())
-            settled = self._carry_out()
+            settled = self._out.carry_out()
         self._settle(settled)
         self._ring_if_parked()
 
@@ -92,7 +88,7 @@ class Engine(Progress):
         """Calls were queued while a thread claimed an executor for itself."""
         with self._lock:
             self.core.resume(pool, monotonic())
-            settled = self._carry_out()
+            settled = self._out.carry_out()
         self._settle(settled)
 
     def receive(self, frame: Frame) -> None:
@@ -106,11 +102,10 @@ class Engine(Progress):
             return False
         with self._lock:
             cancelled = self.core.cancel(call, monotonic())
-            settled = self._carry_out()
+            settled = self._out.carry_out()
         self._settle(settled)
         self._ring_if_parked()
-        if self._domain is not None:
-            self._domain.wake()
+        self._wake()
         return cancelled
 
     def cancel_queued(self, pool: Pool) -> list[Future[Any]]:
@@ -123,7 +118,7 @@ class Engine(Progress):
         """Give back what is idle: the site is about to need cores for us (a durable call, a group)."""
         with self._lock:
             self.core.release_idle(idle_s, monotonic())
-            settled = self._carry_out()
+            settled = self._out.carry_out()
         self._settle(settled)
 
     # pools ------------------------------------------------------------------------
@@ -148,14 +143,14 @@ class Engine(Progress):
             pool.executors.clear()
             pool.retired = True
             self.core.pools.pop(pool.name, None)
-            settled = self._carry_out()
+            settled = self._out.carry_out()
         self._settle(settled)
 
     def break_pool(self, pool: Pool, error: BaseException) -> None:
         """Fail all calls of a pool, now and later, with this error."""
         with self._lock:
             self.core.break_pool(pool, error)
-            settled = self._carry_out()
+            settled = self._out.carry_out()
         self._settle(settled)
 
     # streams, and what users drop ------------------------------------------------------------------------
@@ -165,16 +160,7 @@ class Engine(Progress):
         with self._lock:
             for executor in call.pool.executors.values():
                 if call.number in executor.inflight:
-                    self._grant(executor, call, items)
-
-    def _grant(self, executor: Executor, call: Call, items: int) -> None:
-        link = _link(executor)
-        try:
-            link.grant(call.number, _payload(call).definition.number, items)
-        except PeerLostError:
-            return  # its LOST frame follows
-        if link.backlogged:
-            self._backlogged.add(link)
+                    self._out.grant(executor, call, items)
 
     def drop(self, future: Future[Any]) -> None:
         """Nobody will read this any more. Lock-free: a destructor calls it."""
@@ -214,33 +200,33 @@ class Engine(Progress):
         with self._lock:
             executors = [Executor(link.holding.executor, pool, link) for link in links]
             for executor, link in zip(executors, links, strict=True):
-                self._executors[link.channel.id] = executor
+                self._out.executors[link.channel.id] = executor
             self.core.granted(pool, executors, monotonic())
-            settled = self._carry_out()
+            settled = self._out.carry_out()
         self._settle(settled)
         self._nudge()
 
     def refused(self, pool: Pool, error: IsthmusError) -> None:
         with self._lock:
             self.core.refused(pool, error, monotonic())
-            settled = self._carry_out()
+            settled = self._out.carry_out()
         self._settle(settled)
         self._nudge()
 
     def explained(self, call: Call, error: BaseException) -> None:
         with self._lock:
             self.core.explained(call, error, monotonic())
-            settled = self._carry_out()
+            settled = self._out.carry_out()
         self._settle(settled)
         self._nudge()
 
     def drained(self, lease: LeaseId) -> None:
         with self._lock:
-            for executor in list(self._executors.values()):
-                if _link(executor).holding.lease == lease:
-                    _link(executor).open = False
+            for executor in list(self._out.executors.values()):
+                if link_of(executor).holding.lease == lease:
+                    link_of(executor).open = False
                     self.core.drained(executor)
-            settled = self._carry_out()
+            settled = self._out.carry_out()
         self._settle(settled)
 
     # life ------------------------------------------------------------------------
@@ -267,8 +253,7 @@ class Engine(Progress):
             pending = self._abandon_all()
         for future in pending:
             future.settle_cancelled()
-        if self._domain is not None:
-            self._domain.wake()
+        self._wake()
         self._bell.put(None)
         self.keeper.close()
         self._close_domain()
@@ -279,7 +264,8 @@ class Engine(Progress):
             calls += self.core.cancel_queued(pool)
             for executor in pool.executors.values():
                 calls += executor.inflight.values()
-                self._interrupt_first(executor)
+                for number in list(executor.inflight)[:1]:  # the one that may run
+                    self._out.interrupt(executor, number, b"cancel")
         payloads = [call.payload for call in calls]
         return [
             payload.future
@@ -287,19 +273,11 @@ class Engine(Progress):
             if isinstance(payload, Payload) and payload.future is not None
         ]
 
-    def _interrupt_first(self, executor: Executor) -> None:
-        for number in list(executor.inflight)[:1]:
-            try:
-                _link(executor).interrupt(number, b"cancel")
-            except FabricError as error:
-                log.debug("could not interrupt %s: %s", executor.name, error)
-
     def _close_domain(self) -> None:
         if self._domain is None:
             return
         with self.exclusive():
-            for link in (*self._doomed, *map(_link, self._executors.values())):
-                link.channel.close()
+            self._out.close_all()
             self._domain.close()
 
     def _check_open(self) -> None:
@@ -318,20 +296,19 @@ class Engine(Progress):
 
     # for the polling thread ------------------------------------------------------------------------
     def _is_working(self) -> bool:
-        return bool(self.core.outstanding or self.core.abandoned or self._doomed)
+        return bool(self.core.outstanding or self.core.abandoned or self._out.has_doomed)
 
     def _has_idle_executors(self) -> bool:
-        return bool(self._executors)
+        return bool(self._out.executors)
 
     def _has_backlog(self) -> bool:
-        return bool(self._backlogged)
+        return self._out.has_backlog
 
     def _next_timer_s(self) -> float:
         return self.core.next_timer_s()
 
     def _before_poll(self) -> None:
-        while self._doomed:
-            self._doomed.popleft().channel.close()
+        self._out.close_doomed()
 
     def _receive_all(self, domain: Domain, first: Frame) -> None:
         settled: list[Settlement] = []
@@ -349,22 +326,16 @@ class Engine(Progress):
     def _tick(self) -> None:
         with self._lock:
             self.core.tick(monotonic())
-            settled = self._carry_out()
+            settled = self._out.carry_out()
         self._settle(settled)
 
     def _flush(self) -> None:
         with self._lock:
-            for link in list(self._backlogged):
-                try:
-                    link.flush()
-                except PeerLostError:
-                    self._backlogged.discard(link)  # its LOST frame follows
-                if not link.backlogged:
-                    self._backlogged.discard(link)
+            self._out.flush()
 
     # frames in ------------------------------------------------------------------------
     def _on_frame(self, frame: Frame, settled: list[Settlement]) -> None:
-        executor = self._executors.get(frame.channel_id)
+        executor = self._out.executors.get(frame.channel_id)
         if executor is None:
             return
         kind = frame.kind
@@ -374,7 +345,7 @@ class Engine(Progress):
             if kind == Kind.RESULT:
                 call = self.core.answered(executor, frame.call_id, now_s)
                 if call is not None:
-                    settled.append((_payload(call), frame, None))
+                    settled.append((payload_of(call), frame, None))
             elif kind == Kind.ERROR:
                 assert error is not None
                 self.core.failed(executor, frame.call_id, error, now_s)
@@ -383,115 +354,22 @@ class Engine(Progress):
             elif kind == Kind.REFUSED:
                 self.core.turned_back(executor, frame.call_id, now_s)
             elif kind in (Kind.LOST, Kind.GOODBYE):
-                self._on_lost(executor, frame.channel_id, now_s)
-            settled += self._carry_out()
+                self._out.lost(frame.channel_id)
+                self.core.lost(executor, now_s)
+            settled += self._out.carry_out()
 
     def _on_item(self, executor: Executor, frame: Frame) -> None:
         call = executor.inflight.get(frame.call_id)
         if call is not None and not call.abandoned:
             call.replayable = False
-            items = _payload(call).items
+            items = payload_of(call).items
             if items is not None:
                 items.put(frame)
 
-    def _on_lost(self, executor: Executor, channel_id: int, now_s: float) -> None:
-        del self._executors[channel_id]
-        _link(executor).open = False
-        self._backlogged.discard(_link(executor))
-        self._doom(_link(executor))
-        self.core.lost(executor, now_s)
-
-    # effects out ------------------------------------------------------------------------
-    def _carry_out(self) -> list[Settlement]:
-        settled: list[Settlement] = []
-        while self.core.effects:
-            for effect in self.core.take_effects():
-                match effect:
-                    case work.Send(executor, call):
-                        self._send(executor, call)
-                    case work.Settle(call, error):
-                        settled.append((_payload(call), None, error))
-                    case work.Request(pool, leases, wait_s):
-                        assert isinstance(pool.request, LeaseRequest)
-                        self.keeper.request(pool, with_count(pool.request, leases, wait_s))
-                    case work.Examine(executor, call):
-                        self.keeper.examine(executor, call)
-                    case work.Interrupt(executor, call, reason):
-                        self._interrupt(executor, call, reason)
-                    case work.Kill(executor):
-                        self.keeper.kill(_link(executor))
-                    case work.Release(executor):
-                        self._release(executor)
-                    case work.Warn(pool, waited_s):
-                        log.warning(
-                            "%d calls have waited %.0f s for an executor (%s); `isthmus status` and `isthmus "
-                            "nodes` say more", len(pool.queue), waited_s, pool.why or "no answer yet",
-                        )  # fmt: skip
-        return settled
-
-    def _send(self, executor: Executor, call: Call) -> None:
-        link, payload = _link(executor), _payload(call)
-        if len(executor.inflight) == 1 and call.sent_s - executor.last_s > TRUST_S and link.has_ended():
-            self.core.unsent(executor, call, monotonic())
-            return
-        if payload.future is not None:
-            payload.future.mark_running()
-        try:
-            link.define(payload.definition)
-            link.call(call.number, payload.definition.number, payload.meta, payload.data, _deadline_ns(call))
-        except PeerLostError:
-            self.core.unsent(executor, call, monotonic())
-        except Exception as error:  # a task boundary: whoever waits for the call must learn of it
-            self.core.failed(executor, call.number, _as_ours(error), monotonic())
-        if link.backlogged:
-            self._backlogged.add(link)
-            if self._domain is not None:
-                self._domain.wake()
-
-    def _interrupt(self, executor: Executor, call: Call, reason: bytes) -> None:
-        try:
-            _link(executor).interrupt(call.number, reason)
-        except FabricError as error:
-            log.debug("could not interrupt a call on %s: %s", executor.name, error)
-
-    def _release(self, executor: Executor) -> None:
-        link = _link(executor)
-        link.open = False
-        if self._executors.pop(link.channel.id, None) is not None:
-            self._doom(link)
-        self._backlogged.discard(link)
-        self.keeper.release(link)
-
-    def _doom(self, link: Link) -> None:
-        """Closing a channel is for the thread that polls its domain."""
-        self._doomed.append(link)
-        self._nudge()
-
+    # settling ------------------------------------------------------------------------
     def _cancel_payload(self, call: Call) -> None:
         self.core.effects.append(work.Settle(call, CallCancelledError("the call's executor was given back")))
 
     def _settle(self, settled: list[Settlement]) -> None:
         for payload, frame, error in settled:
             payload.settle(frame, error)
-
-
-def _deadline_ns(call: Call) -> int:
-    """Time that the call had when it was sent; 0: no limit."""
-    return 0 if call.deadline_s == work.NEVER else max(int((call.deadline_s - call.sent_s) * 1e9), 1)
-
-
-def _as_ours(error: Exception) -> Exception:
-    if isinstance(error, FabricError | ValueError):
-        return error
-    log.error("a call could not be sent", exc_info=error)
-    return FabricError(f"the call could not be sent: {type(error).__name__}: {error}")
-
-
-def _link(executor: Executor) -> Link:
-    assert isinstance(executor.link, Link)
-    return executor.link
-
-
-def _payload(call: Call) -> Payload:
-    assert isinstance(call.payload, Payload)
-    return call.payload

@@ -152,8 +152,7 @@ class Progress(ABC):
         """Ask whoever polls for the baton; again and again, for it may have begun to poll after the last
         time.
         """
-        if self._domain is not None:
-            self._domain.wake()
+        self._wake()
         return self.baton.acquire(timeout=FOLLOW_S)
 
     def _take_baton(self) -> bool:
@@ -210,6 +209,11 @@ class Progress(ABC):
             self._parked = False
             self._bell.put(None)
         self._start_thread_if_none()
+
+    def _wake(self) -> None:
+        """End a poll that sleeps."""
+        if self._domain is not None:
+            self._domain.wake()
 
     def _nudge(self) -> None:
         """After a change that no frame announced: let the driver look at its futures and timers again."""
