@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from isthmus.cli.failures import Failure
+from isthmus.cli.failures import EXIT_FAILED, Failure
 from isthmus.cli.options import Json, State, parse_counts
 from isthmus.cli.output import print_json, printable, show
 from isthmus.cli.sites import open_site
@@ -60,19 +60,26 @@ def show_rules(state: State = None, as_json: Json = False) -> None:
 
 @policy.command()
 def check(file: File, as_json: Json = False) -> None:
-    """Check a policy file without a site: a bad rule is refused with its line, a doubtful one pointed out.
+    """Check a policy file without a site: every bad rule is told with its line, a doubtful one pointed out.
+
+    The exit code is 1 when anything is wrong; programs read `errors` of --json.
 
     \b
       isthmus policy check policy.toml
     """
-    from isthmus.policy import advice, load_policies
+    from isthmus.policy import advice, examine
 
-    policies = load_policies(_read(file), str(file))
-    lines = advice(policies)
+    policies, errors = examine(_read(file), str(file))
+    lines = [] if errors else advice(policies)
     if as_json:
         rules = [rule.name for rule in policies.rules]
-        print_json({"file": str(file), "rules": rules, "tenants": list(policies.terms), "advice": lines})
-        return
+        document = {"file": str(file), "rules": rules, "tenants": list(policies.terms), "advice": lines}
+        print_json(document | {"errors": [str(error) for error in errors]})
+        raise typer.Exit(EXIT_FAILED if errors else 0)
+    for error in errors[:-1]:
+        typer.echo(printable(f"isthmus: {error}"), err=True)
+    if errors:
+        raise Failure(str(errors[-1]))
     typer.echo(f"{file}: {len(policies.rules)} rules, {len(policies.terms)} tenants with terms, all fine")
     for number, rule in enumerate(policies.rules, 1):
         when = "always" if rule.spec.when == "true" else f"when {rule.spec.when}"

@@ -3,7 +3,7 @@
 from isthmus.policy.advice import advice
 from isthmus.policy.decide import Decision, Fired, decide, priority
 from isthmus.policy.explain import in_words
-from isthmus.policy.loading import load_policies
+from isthmus.policy.loading import examine, load_policies
 from isthmus.policy.replay import Change, Logged, Replay
 from isthmus.policy.rules import ALLOW_ALL, PolicySet
 from isthmus.policy.snapshot import Demand, Snapshot, SnapshotRecord
@@ -23,6 +23,7 @@ __all__ = [
     "SnapshotRecord",
     "advice",
     "decide",
+    "examine",
     "in_words",
     "load_policies",
     "priority",

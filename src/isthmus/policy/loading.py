@@ -23,24 +23,37 @@ _HEADER = re.compile(r"\s*\[\[\s*rule\s*\]\]")
 
 
 def load_policies(text: str, source: str = "policy.toml") -> PolicySet:
-    """Compile a policy file's text. Raises PolicyError naming `source` and the line, nothing else."""
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"at line (\d+)", str(error))
-        raise PolicyError(f"{source}:{line[1] if line else _last_line(text)}: {error}") from error
-    tables = _rule_tables(tree, text, source)
-    lines = _header_lines(text)
-    rules = [_compile(table, text, line, source) for table, line in zip(tables, lines, strict=False)]
-    _refuse_duplicates(rules, source)
+    """Compile a policy file's text. Raises PolicyError naming `source` and the line, nothing else: of the
+    first error, with how many follow.
+    """
+    policies, errors = examine(text, source)
+    if len(errors) > 1:
+        raise PolicyError(f"{errors[0]} (and {len(errors) - 1} more: isthmus policy check {source})")
+    if errors:
+        raise errors[0]
+    return policies
+
+
+def examine(text: str, source: str = "policy.toml") -> tuple[PolicySet, tuple[PolicyError, ...]]:
+    """What is right in a policy file, and everything that is wrong, in the file's order."""
+    tree, errors = _parse(text, source)
+    rules: list[Rule] = []
+    tables, broken = _rule_tables(tree, text, source)
+    for table, line in zip(tables, _header_lines(text), strict=False):
+        try:
+            rules.append(_compile(table, text, line, source))
+        except PolicyError as error:
+            broken.append(error)
+    fair, unfair = _table(tree.get("fair", {}), Fair, "fair", text, source)
+    terms, bad_terms = _terms(tree, text, source)
+    errors += [*broken, *_duplicates(rules, source), *unfair, *bad_terms]
     ordered = tuple(sorted(rules, key=lambda rule: -rule.spec.priority))
-    terms = _terms(tree, text, source)
     on_requests = tuple(rule for rule in ordered if "job" not in rule.spec.may_read)
-    return PolicySet(
+    policies = PolicySet(
         rules=ordered,
         on_requests=on_requests,
         on_jobs=tuple(rule for rule in ordered if "job" in rule.spec.may_read),
-        fair=_table(tree.get("fair", {}), Fair, "fair", text, source),
+        fair=fair or Fair(),
         terms=terms,
         guaranteed={tenant: one for tenant, one in terms.items() if one.guarantee != Guarantee()},
         source=source,
@@ -48,6 +61,29 @@ def load_policies(text: str, source: str = "policy.toml") -> PolicySet:
         reads=_union_of_reads(on_requests),
         shape_reads=_union_of_reads(tuple(rule for rule in on_requests if rule.per_shape)),
     )
+    return policies, tuple(sorted(errors, key=lambda error: _line_of(error, source)))
+
+
+def _parse(text: str, source: str) -> tuple[dict[str, Any], list[PolicyError]]:
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        return {}, [PolicyError(f"{source}:{line[1] if line else _last_line(text)}: {error}")]
+    unknown = [
+        PolicyError(
+            f"{source}:{_table_line(text, key)}: unknown key {key!r}; "
+            "a policy file holds [[rule]] tables, [fair] and [tenants.NAME]"
+        )
+        for key in tree
+        if key not in _KEYS
+    ]
+    return tree, unknown
+
+
+def _line_of(error: PolicyError, source: str) -> int:
+    line = re.match(r"\d+", str(error).removeprefix(f"{source}:"))
+    return int(line[0]) if line else 0
 
 
 def _union_of_reads(rules: tuple[Rule, ...]) -> dict[str, frozenset[str]]:
@@ -63,26 +99,31 @@ def _last_line(text: str) -> int:
 
 
 # tables -----------------------------------------------------------------------------------------------------
-def _terms(tree: dict[str, Any], text: str, source: str) -> dict[TenantId, Terms]:
+def _terms(tree: dict[str, Any], text: str, source: str) -> tuple[dict[TenantId, Terms], list[PolicyError]]:
     tables = tree.get("tenants", {})
     if not isinstance(tables, dict):
-        raise PolicyError(f"{source}:{_key_line(text, 1, 'tenants')}: write each tenant as [tenants.NAME]")
-    return {
-        TenantId(name): _table(table, Terms, f"tenants.{name}", text, source)
-        for name, table in tables.items()
-    }
+        line = _key_line(text, 1, "tenants")
+        return {}, [PolicyError(f"{source}:{line}: write each tenant as [tenants.NAME]")]
+    terms: dict[TenantId, Terms] = {}
+    errors: list[PolicyError] = []
+    for name, table in tables.items():
+        one, wrong = _table(table, Terms, f"tenants.{name}", text, source)
+        errors += wrong
+        if one is not None:
+            terms[TenantId(name)] = one
+    return terms, errors
 
 
-def _table(tree: Any, into: type[T], path: str, text: str, source: str) -> T:
+def _table(tree: Any, into: type[T], path: str, text: str, source: str) -> tuple[T | None, list[PolicyError]]:
     try:
-        return msgspec.convert(tree, into)
+        return msgspec.convert(tree, into), []
     except msgspec.ValidationError as error:
         start = _table_line(text, path)
         keys = re.findall(r"\.(\w+)", str(error).rpartition("`$")[2]) or re.findall(
             r"field `(\w+)`", str(error)
         )
         line = _key_line(text, start, keys[0]) if keys else start
-        raise PolicyError(f"{source}:{line}: {path}: {error}") from error
+        return None, [PolicyError(f"{source}:{line}: {path}: {error}")]
 
 
 def _table_line(text: str, path: str) -> int:
@@ -96,23 +137,20 @@ def _table_line(text: str, path: str) -> int:
 
 
 # rules ------------------------------------------------------------------------------------------------------
-def _rule_tables(tree: dict[str, Any], text: str, source: str) -> list[dict[str, Any]]:
-    for key in tree:
-        if key not in _KEYS:
-            raise PolicyError(
-                f"{source}:{_table_line(text, key)}: unknown key {key!r}; "
-                "a policy file holds [[rule]] tables, [fair] and [tenants.NAME]"
-            )
+def _rule_tables(
+    tree: dict[str, Any], text: str, source: str
+) -> tuple[list[dict[str, Any]], list[PolicyError]]:
+    """None where they are written in a way that says no lines."""
     tables = tree.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise PolicyError(f"{source}:{_key_line(text, 1, 'rule')}: write each rule as a [[rule]] table")
-    if len(_header_lines(text)) != len(tables):
-        raise PolicyError(
-            f"{source}:1: write each rule as a [[rule]] table with its header on a line of its own"
-        )
-    if len(tables) > RULES_MAX:
-        raise PolicyError(f"{source}:{_header_lines(text)[RULES_MAX]}: more than {RULES_MAX} rules")
-    return tables
+        wrong = f"{source}:{_key_line(text, 1, 'rule')}: write each rule as a [[rule]] table"
+    elif tree and len(_header_lines(text)) != len(tables):
+        wrong = f"{source}:1: write each rule as a [[rule]] table with its header on a line of its own"
+    elif len(tables) > RULES_MAX:
+        wrong = f"{source}:{_header_lines(text)[RULES_MAX]}: more than {RULES_MAX} rules"
+    else:
+        return tables, []
+    return [], [PolicyError(wrong)]
 
 
 def _header_lines(text: str) -> list[int]:
@@ -170,11 +208,15 @@ def _blamed_line(text: str, line: int, message: str, table: dict[str, Any]) -> i
     return _key_line(text, line, "then") if "then" in table else line
 
 
-def _refuse_duplicates(rules: list[Rule], source: str) -> None:
+def _duplicates(rules: list[Rule], source: str) -> list[PolicyError]:
     seen: dict[str, int] = {}
+    errors: list[PolicyError] = []
     for rule in rules:
         if rule.name in seen:
-            raise PolicyError(
-                f"{source}:{rule.line}: rule {rule.name!r} was already defined in line {seen[rule.name]}"
+            errors.append(
+                PolicyError(
+                    f"{source}:{rule.line}: rule {rule.name!r} was already defined in line {seen[rule.name]}"
+                )
             )
-        seen[rule.name] = rule.line
+        seen.setdefault(rule.name, rule.line)
+    return errors

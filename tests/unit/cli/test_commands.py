@@ -140,12 +140,32 @@ def test_a_policy_file_is_checked_without_a_site(run, tmp_path):
     policy = tmp_path / "policy.toml"
     policy.write_text('[[rule]]\nname = "a"\nthen = "deny"\n')
     good = run("policy", "check", str(policy), "--json")
-    checked = {"file": str(policy), "rules": ["a"], "tenants": [], "advice": []}
+    checked = {"file": str(policy), "rules": ["a"], "tenants": [], "advice": [], "errors": []}
     assert json.loads(good.words) == checked
     policy.write_text('[[rule]]\nname = "a"\nthen = "denny"\n')
     bad = run("policy", "check", str(policy))
     assert bad.code == 1
     assert f"{policy}:3" in bad.complaint
+
+
+def test_all_errors_of_a_policy_file_are_told_in_its_order(run, tmp_path):
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        "[tenants.a]\nweight = 0\n"
+        '[[rule]]\nname = "a"\nthen = "denny"\n'
+        '[[rule]]\nname = "b"\nthen = "deny"\nwhen = "clock.our > 3"\n'
+        "[fare]\nhalf_life_h = 3\n[fair]\nhalf_life_h = -1\n"
+        '[[rule]]\nname = "c"\nthen = "deny"\n[[rule]]\nname = "c"\nthen = "deny"\n'
+    )
+    lines = ["2", "5", "9", "10", "13", "17"]
+    told = run("policy", "check", str(policy))
+    assert told.code == 1
+    assert [line.split(":")[2] for line in told.complaint.splitlines()] == lines
+    as_json = run("policy", "check", str(policy), "--json")
+    assert as_json.code == 1
+    document = json.loads(as_json.words)
+    assert [error.split(":")[1] for error in document["errors"]] == lines
+    assert document["rules"] == ["c", "c"]
 
 
 def test_a_site_that_does_not_answer_is_told_as_such_without_the_key(run):

@@ -142,6 +142,13 @@ def test_a_bad_rule_or_term_is_refused_with_its_file_and_line(case: str) -> None
     assert str(caught.value).startswith(f"/etc/isthmus/policy.toml:{line}: ")
 
 
+def test_a_file_is_refused_for_its_first_error_with_how_many_follow() -> None:
+    with pytest.raises(PolicyError, match="more: isthmus policy check") as caught:
+        load_policies(RULE + "then = 'denny'\n" + RULE + "then = 'deni'\n[tenants.a]\nweight = 0\n")
+    assert str(caught.value).startswith("policy.toml:3: ")
+    assert "(and 2 more" in str(caught.value)
+
+
 def _refusal(text: str) -> str:
     try:
         load_policies(text)
