@@ -137,15 +137,17 @@ def _print_chunk(site: Site, lease: str, offset: int, as_json: bool) -> tuple[in
 def usage(state: State = None, as_json: Json = False) -> None:
     """Show the bill: what your leases used.
 
-    In core-seconds, by class of lease.
+    In core-seconds, by class of lease; and its price, where the site has some (leasing.prices).
 
     \b
       isthmus usage
     allocated: cores held x time; busy: inside functions; spin: polling for the next call; and held: what else
     there was, x time.
     """
+    rows = open_site(state).get("usage")
+    price = [("PRICE", lambda row: f"{row['price']:.4f} {printable(row['currency'])}".rstrip())]
     show(
-        open_site(state).get("usage"),
+        rows,
         as_json,
         [
             ("CLASS", lambda row: row["lease_class"]),
@@ -156,6 +158,7 @@ def usage(state: State = None, as_json: Json = False) -> None:
             ("SPIN core-s", lambda row: f"{row['spin_core_s']:.2f}"),
             ("CPU s", lambda row: f"{row['cpu_s']:.2f}"),
             ("AND HELD", _further),
+            *(price if any(row["price"] for row in rows) else []),
         ],
         "nothing was used yet",
     )

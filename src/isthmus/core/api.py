@@ -162,6 +162,7 @@ class BillRow(Record, frozen=True):
     """GET /v1/usage: one row per lease class. All in core-seconds.
 
     amount_s   of further kinds, by name: how much was held x seconds
+    price      of all that was held, in `currency`; 0 where the site has no prices
     """
 
     lease_class: LeaseClass
@@ -172,6 +173,8 @@ class BillRow(Record, frozen=True):
     cpu_s: float
     calls: int
     amount_s: dict[str, float] = msgspec.field(default_factory=dict)
+    price: float = 0.0
+    currency: str = ""
 
 
 class LicenseSummary(Record, frozen=True):

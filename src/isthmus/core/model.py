@@ -192,6 +192,7 @@ class Lease(Record, frozen=True):
     labels: dict[str, str] = {}
     enforcement: Enforcement = Enforcement()
     usage: Usage = Usage()
+    price: float = 0.0  # of what it held so far, in the site's currency
 
     @property
     def orders_to(self) -> NodeId | None:

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -38,6 +38,37 @@ class PoolSettings(Section, frozen=True):
 
     idle_s: Annotated[float, Meta(gt=0)] = 300.0
     """A lease without a call for this long is ended. Longer holds idle cores; shorter makes calls cold."""
+
+
+Price = Annotated[float, Meta(ge=0)]
+
+
+class PriceSettings(Section, frozen=True):
+    """What is held, not what is used, is paid for: others could have had it."""
+
+    currency: Annotated[str, Meta(pattern="^[A-Za-z]{0,20}$")] = ""
+    """A word for bills, like "EUR" or "credits". It is not converted."""
+
+    core_h: Price = 0.0
+    """Of a core for an hour."""
+
+    memory_gib_h: Price = 0.0
+    """Of a GiB of memory for an hour."""
+
+    gpu_h: Price = 0.0
+    """Of a GPU for an hour."""
+
+    cache_gib_h: Price = 0.0
+    """Of a GiB of cache on a node's disk for an hour."""
+
+    bandwidth_gbit_h: Price = 0.0
+    """Of a Gbit/s of a node's network for an hour."""
+
+    licenses: dict[str, Price] = msgspec.field(default_factory=dict)
+    """Of a licence for an hour, by name, like { matlab = 0.5 }."""
+
+    classes: dict[Literal["reserved", "elastic", "harvested"], Price] = msgspec.field(default_factory=dict)
+    """By what all of that is multiplied for a class of leases, like { harvested = 0.2 }. Else 1."""
 
 
 class LeasingSettings(Section, frozen=True):
@@ -71,6 +102,8 @@ class LeasingSettings(Section, frozen=True):
     licenses: Licenses = msgspec.field(default_factory=dict)
     """Licences that leases may hold, like { matlab = 4 }. On Slurm those that it counts itself (`Licenses=`
     in slurm.conf) are there without being named; naming one holds this site to fewer."""
+
+    prices: PriceSettings = PriceSettings()
 
     pools: dict[str, PoolSettings] = msgspec.field(default_factory=lambda: {"default": PoolSettings()})
     """Pools by name; requests to a pool not named here are denied."""

@@ -21,6 +21,7 @@ from isthmus.leasing.accounts import Accounts
 from isthmus.leasing.functions import FunctionCounts
 from isthmus.leasing.ledger import Batch, Ledger, Transition
 from isthmus.leasing.lifecycle import Effect, Event, Gone, step
+from isthmus.leasing.pricing import Pricing
 from isthmus.policy.replay import Logged
 from isthmus.policy.rules import PolicySet
 from isthmus.policy.snapshot import Demand, Holding, NodeRow, NodeTable, Pool, Preemptible, Snapshot
@@ -77,10 +78,16 @@ class Books:
         self.tenants: dict[TenantId, Holding] = {}
         self.pools: dict[str, Pool] = {name: _pool(pool) for name, pool in settings.pools.items()}
         self._accounts = Accounts(fair.half_life_s, ledger.hours())
+        self._pricing = Pricing(settings.prices)
         self.signals: Mapping[str, float] = {}  # replaced as a whole when there is news
         self.stocks: Mapping[str, Stock] = {}  # and so are these
         for request, lease in ledger.open_leases():
             self._enter(Held(lease, request))
+
+    @property
+    def currency(self) -> str:
+        """Of prices."""
+        return self._pricing.currency
 
     def apply(
         self,
@@ -95,7 +102,7 @@ class Books:
         functions: list[tuple[TenantId, FunctionSummary]] = []
         for held, event in events:
             lease = after.get(held.lease.lease, held.lease)
-            stepped, effects = step(lease, event)
+            stepped, effects = self._step(lease, event)
             changes.append(Change(held, event, effects))
             if stepped is not lease:
                 after[lease.lease] = stepped
@@ -118,13 +125,13 @@ class Books:
         `flush`.
         """
         before = held.lease
-        held.lease, _ = step(before, event)
+        held.lease, _ = self._step(before, event)
         held.is_dirty = True
         self._accounts.bill(before, held.lease, self._clock.now())
 
     def amend(self, lease: Lease, usage: Usage) -> None:
         """The final usage of a lease that has ended already. Raises LedgerError."""
-        amended = msgspec.structs.replace(lease, usage=usage)
+        amended = self._priced(lease, msgspec.structs.replace(lease, usage=usage))
         self._ledger.amend(amended)
         self._accounts.bill(lease, amended, self._clock.now())
 
@@ -207,6 +214,14 @@ class Books:
             for held in leases.values()
             if held.lease.node is not None and _may_be_pushed_out(held.lease)
         )
+
+    def _step(self, lease: Lease, event: Event) -> tuple[Lease, tuple[Effect, ...]]:
+        stepped, effects = step(lease, event)
+        return self._priced(lease, stepped), effects
+
+    def _priced(self, before: Lease, after: Lease) -> Lease:
+        cost = self._pricing.of_growth(before, after)
+        return msgspec.structs.replace(after, price=before.price + cost) if cost else after
 
     def _row(self, held: Held, lease: Lease, event: str, detail: str = "") -> Transition:
         return Transition(

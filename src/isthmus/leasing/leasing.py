@@ -370,7 +370,8 @@ class Leasing:
 
     def bill(self, principal: Principal) -> list[BillRow]:
         self._books.flush()
-        return self._ledger.bill(_scope(principal))
+        rows = self._ledger.bill(_scope(principal))
+        return [msgspec.structs.replace(row, currency=self._books.currency) for row in rows]
 
     def functions(self, principal: Principal) -> list[FunctionSummary]:
         """Functions seen in the leases that the principal may see, past and present."""

@@ -25,7 +25,7 @@ from isthmus.core.ids import LeaseId, NodeId, RequestId, TenantId
 from isthmus.core.model import Lease, LeaseClass
 from isthmus.policy.replay import Logged
 
-SCHEMA_VERSION = 2  # 1 lacks the two tables of further kinds; they are added to it
+SCHEMA_VERSION = 3  # 1 lacks the two tables of further kinds, 2 that of prices; they are added
 HOURS_KEPT = 24 * 365  # beyond the history: fair share and budgets look back further than explanations
 BUSY_S = 5.0  # how long a write waits for a backup or an inspection that holds the file
 _SCHEMA = """
@@ -86,6 +86,7 @@ CREATE TABLE IF NOT EXISTS lease_amounts (
     amount_s REAL NOT NULL,
     PRIMARY KEY (lease, kind)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lease_prices (lease TEXT PRIMARY KEY, price REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hour_amounts (
     tenant TEXT NOT NULL,
     hour INTEGER NOT NULL,
@@ -114,8 +115,10 @@ SELECT class, kind, sum(amount_s) FROM lease_amounts JOIN leases USING (lease)
 WHERE (?1 IS NULL OR tenant = ?1) GROUP BY class, kind ORDER BY class, kind
 """
 _BILL = """
-SELECT class, count(*), sum(allocated_core_s), sum(busy_core_s), sum(spin_core_s), sum(cpu_s), sum(calls)
-FROM leases WHERE (?1 IS NULL OR tenant = ?1) GROUP BY class ORDER BY class
+SELECT class, count(*), sum(allocated_core_s), sum(busy_core_s), sum(spin_core_s), sum(cpu_s), sum(calls),
+    coalesce(sum(price), 0.0)
+FROM leases LEFT JOIN lease_prices USING (lease)
+WHERE (?1 IS NULL OR tenant = ?1) GROUP BY class ORDER BY class
 """
 
 
@@ -207,7 +210,8 @@ class Ledger:
         ended = "SELECT lease FROM leases WHERE state='ended' AND ended_s < ?"
         with self._transaction() as database:
             database.execute(f"DELETE FROM transitions WHERE lease IN ({ended})", (before_s,))
-            database.execute(f"DELETE FROM lease_amounts WHERE lease IN ({ended})", (before_s,))
+            for table in ("lease_amounts", "lease_prices"):
+                database.execute(f"DELETE FROM {table} WHERE lease IN ({ended})", (before_s,))
             leases = database.execute(f"DELETE FROM leases WHERE lease IN ({ended})", (before_s,)).rowcount
             orphaned = "request NOT IN (SELECT request FROM leases)"
             database.execute(f"DELETE FROM decisions WHERE at_s < ? AND {orphaned}", (before_s,))
@@ -280,8 +284,9 @@ class Ledger:
                 cpu_s=cpu,
                 calls=calls,
                 amount_s=amounts.get(lease_class, {}),
+                price=price,
             )
-            for lease_class, leases, allocated, busy, spin, cpu, calls in self._rows(_BILL, (tenant,))
+            for lease_class, leases, allocated, busy, spin, cpu, calls, price in self._rows(_BILL, (tenant,))
         ]
 
     def hours(self) -> list[HourUse]:
@@ -319,6 +324,8 @@ class Ledger:
         held_s = used.allocated_core_s / lease.resources.cores
         amounts = [(lease.lease, kind, held_s * count) for kind, count in lease.resources.amounts.items()]
         database.executemany("INSERT OR REPLACE INTO lease_amounts VALUES (?,?,?)", amounts)
+        if lease.price:
+            database.execute("INSERT OR REPLACE INTO lease_prices VALUES (?,?)", (lease.lease, lease.price))
 
     def _write_decision(self, database: sqlite3.Connection, logged: Logged) -> None:
         body = zlib.compress(msgspec.msgpack.encode(logged), 1)
