@@ -53,6 +53,7 @@ class Grant(Record, frozen=True):
     """A lease that is active: connect to an executor's address with the token.
 
     lease_s  its life without renewal, in seconds; renew at a third of it
+    open_s   for so long it takes calls: its allocation's time ends then; 0: nobody knows of an end
     """
 
     lease: LeaseId
@@ -63,6 +64,7 @@ class Grant(Record, frozen=True):
     lease_s: float
     lease_class: LeaseClass
     enforcement: Enforcement
+    open_s: float = 0.0
 
 
 class LeaseReply(Record, frozen=True):

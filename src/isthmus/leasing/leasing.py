@@ -161,6 +161,7 @@ class Leasing:
     def _grant_of(self, held: Held) -> Grant:
         lease = held.lease
         assert lease.node is not None
+        left_s = held.closes_at - self._clock.monotonic()
         return Grant(
             lease=lease.lease,
             node=lease.node,
@@ -170,6 +171,7 @@ class Leasing:
             lease_s=self._settings.lease_s,
             lease_class=lease.lease_class,
             enforcement=lease.enforcement,
+            open_s=max(left_s, 0.001) if left_s < float("inf") else 0.0,
         )
 
     def _token(self, lease: Lease) -> str:

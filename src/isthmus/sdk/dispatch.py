@@ -25,6 +25,7 @@ from isthmus.sdk.work import (
     NEVER,
     UNKNOWN_S,
     Call,
+    Close,
     Due,
     Effect,
     Examine,
@@ -41,6 +42,7 @@ from isthmus.sdk.work import (
 WINDOW_MAX = 128  # calls in flight on one executor; below the 256 credits a channel starts with
 PREFETCH_S = 0.004  # work kept queued at an executor; more hides latency, less balances better
 IDLE_S = 2.0  # an executor without work is given back after this
+LONG_S = 1.0  # functions that take longer are not begun where they may not end: shorter ones get the grace
 LAST_IDLE_S = 20.0  # ... and the last one of a pool after this; others may wait for it, for QUEUE_WAIT_S
 KILL_GRACE_S = 2.0  # between asking running code to stop and killing its process
 RETRY_BACKOFF_S_MAX = 30.0
@@ -53,6 +55,16 @@ def _late(call: Call) -> CallTimeoutError:
     )
 
 
+def _has_room(executor: Executor) -> bool:
+    held = len(executor.inflight)
+    return not (
+        executor.draining
+        or executor.claimed
+        or held >= WINDOW_MAX
+        or (held and executor.load_s >= PREFETCH_S)
+    )
+
+
 class Dispatch:
     def __init__(self, capacity_wait_s: float) -> None:
         """capacity_wait_s: how long calls without an executor may wait for one before they fail."""
@@ -62,6 +74,7 @@ class Dispatch:
         self.abandoned = 0  # calls nobody waits for, on which an executor still works
         self._timers = Timers()
         self._expected_s: dict[int, float] = {}  # by label
+        self._longest_s: dict[int, float] = {}  # by label: what one may well take
         self._growing = Growing(capacity_wait_s, self.effects, self._timers, self._expected_s)
 
     def take_effects(self) -> list[Effect]:
@@ -157,6 +170,10 @@ class Dispatch:
             executor.last_s = now_s
             pool.executors[executor.name] = executor
             self._timers.at(now_s + IDLE_S, Due.IDLE, executor)
+        life_s = max((executor.closes_s - now_s for executor in executors), default=0.0)
+        pool.life_s = max(pool.life_s, life_s)
+        if pool.queue and life_s < self._longest_s.get(pool.queue[0].label, 0.0):
+            self._growing.pause(pool, now_s)  # others like these would not do either
         self._assign(pool, now_s)
 
     def refused(self, pool: Pool, error: IsthmusError, now_s: float) -> None:
@@ -165,6 +182,7 @@ class Dispatch:
             self.release_idle(0.0, now_s, spare=pool)
         if self._growing.refused(pool, error, now_s) is Refusal.FAIL:
             self._fail_queue(pool, error)
+        self._assign(pool, now_s)
 
     def lost(self, executor: Executor, now_s: float) -> None:
         """Its process is gone. What may have run is examined; what cannot have begun goes elsewhere."""
@@ -208,6 +226,7 @@ class Dispatch:
         if call.pool.sticky:
             self._settle(call, error)
         elif isinstance(error, EvictedError) and call.replayable:
+            self._learn(call, now_s - call.sent_s)
             self._put_back(call)
         else:
             self._retry_or_settle(call, error, now_s)
@@ -235,6 +254,8 @@ class Dispatch:
             due, target = timer
             if isinstance(target, Call):
                 self._call_due(due, target, now_s)
+            elif due is Due.CLOSE and isinstance(target, Executor):
+                self.effects.append(Close(target))
             elif isinstance(target, Executor):
                 self._idle_due(target, now_s)
             elif due is Due.WARN:
@@ -288,7 +309,7 @@ class Dispatch:
     def _assign(self, pool: Pool, now_s: float) -> None:
         queue = pool.queue
         while queue:
-            executor = self._roomiest(pool)
+            executor = self._place(pool, queue[0], now_s)
             if executor is None:
                 break
             call = queue.popleft()
@@ -300,17 +321,24 @@ class Dispatch:
         if queue:
             self._growing.grow(pool, now_s)
 
-    def _roomiest(self, pool: Pool) -> Executor | None:
+    def _place(self, pool: Pool, call: Call, now_s: float) -> Executor | None:
+        """An executor that is there for as long as the call may take; where none can be had, the one that is
+        there longest.
+        """
+        need_s = self._longest_s.get(call.label, 0.0)
+        executor = self._roomiest(pool, now_s + need_s)
+        if executor is None and (need_s > pool.life_s or not self._growing.may_grow(pool, now_s)):
+            roomy = filter(_has_room, pool.executors.values())
+            return max(roomy, key=lambda one: one.closes_s, default=None)
+        return executor
+
+    def _roomiest(self, pool: Pool, until_s: float) -> Executor | None:
+        """Of those that take calls until then."""
         best: Executor | None = None
         for executor in pool.executors.values():
-            held = len(executor.inflight)
-            if (
-                executor.draining
-                or executor.claimed
-                or held >= WINDOW_MAX
-                or (held and executor.load_s >= PREFETCH_S)
-            ):
+            if executor.closes_s < until_s or not _has_room(executor):
                 continue
+            held = len(executor.inflight)
             if held == 0:
                 return executor
             if best is None or executor.load_s < best.load_s:
@@ -343,7 +371,21 @@ class Dispatch:
         known_s = self._expected_s.get(call.label, sample_s)
         weight = 0.5 if sample_s > known_s else 0.2
         self._expected_s[call.label] = max(known_s + weight * (sample_s - known_s), 1e-7)
+        if executor.closes_s < NEVER and (sample_s > LONG_S or call.label in self._longest_s):
+            self._learn(call, sample_s)
+            self._close_in_time(executor, executor.closes_s - self._longest_s[call.label])
         self._retire_if_drained(executor)
+
+    def _close_in_time(self, executor: Executor, at_s: float) -> None:
+        """Calls that go past this scheduler must not begin there from then on."""
+        if at_s < executor.past_until_s:
+            executor.past_until_s = at_s
+            self._timers.at(at_s, Due.CLOSE, executor)
+
+    def _learn(self, call: Call, sample_s: float) -> None:
+        """What calls of one function may take: rises at once and falls slowly."""
+        known_s = self._longest_s.get(call.label, sample_s)
+        self._longest_s[call.label] = max(sample_s, known_s - 0.1 * (known_s - sample_s))
 
     def _withdraw(self, call: Call, reason: bytes, now_s: float) -> None:
         if call.state is State.SENT:

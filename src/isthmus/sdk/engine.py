@@ -198,10 +198,14 @@ class Engine(Progress):
     # events, from the keeper ------------------------------------------------------------------------
     def granted(self, pool: Pool, links: list[Link]) -> None:
         with self._lock:
-            executors = [Executor(link.holding.executor, pool, link) for link in links]
+            now_s = monotonic()
+            executors = [
+                Executor(link.holding.executor, pool, link, closes_s=_closes_s(link.holding, now_s))
+                for link in links
+            ]
             for executor, link in zip(executors, links, strict=True):
                 self._out.executors[link.channel.id] = executor
-            self.core.granted(pool, executors, monotonic())
+            self.core.granted(pool, executors, now_s)
             settled = self._out.carry_out()
         self._settle(settled)
         self._nudge()
@@ -373,3 +377,7 @@ class Engine(Progress):
     def _settle(self, settled: list[Settlement]) -> None:
         for payload, frame, error in settled:
             payload.settle(frame, error)
+
+
+def _closes_s(holding: Holding, now_s: float) -> float:
+    return now_s + holding.open_s if holding.open_s else work.NEVER

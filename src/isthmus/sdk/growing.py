@@ -63,17 +63,28 @@ class Growing:
         """Go on with what we hold; with nothing in hand, wait our turn, then fail."""
         pool.requesting, pool.growth, pool.why = False, 1, str(error)
         if pool.executors:
-            self._pause(pool, now_s)
+            self.pause(pool, now_s)
         elif not pool.queue:  # nobody waits any more
             pool.refusals = pool.silences = 0
         elif isinstance(error, NoCapacityError):
             return self._queue_up(pool, now_s)
         elif pool.silences + 1 < _attempts_max(error):
             pool.silences += 1
-            self._pause(pool, now_s)
+            self.pause(pool, now_s)
         else:
             return Refusal.FAIL
         return Refusal.GO_ON
+
+    def may_grow(self, pool: Pool, now_s: float) -> bool:
+        """Whether another executor is on its way, or may be asked for now."""
+        has_room = len(pool.executors) < pool.limit and now_s >= pool.grow_after_s
+        return pool.requesting or has_room
+
+    def pause(self, pool: Pool, now_s: float) -> None:
+        """Ask for no more for a while: there is none, or none that would do."""
+        pool.grow_after_s = now_s + pool.pause_s
+        pool.pause_s = min(2 * pool.pause_s, GROW_PAUSE_S_MAX)
+        self._timers.at(pool.grow_after_s, Due.GROW, pool)
 
     def warn_due(self, pool: Pool, now_s: float) -> None:
         if now_s < pool.warn_s:  # the wait that this timer was for is over
@@ -107,7 +118,7 @@ class Growing:
             pool.refused_s = now_s
             self._request(pool, 1, max(self._queue_wait_s(pool, now_s), ROOM_WAIT_S))
         elif self._queue_wait_s(pool, now_s) > 0:
-            self._pause(pool, now_s)
+            self.pause(pool, now_s)
         else:
             return Refusal.FAIL
         return Refusal.GO_ON
@@ -115,11 +126,6 @@ class Growing:
     def _queue_wait_s(self, pool: Pool, now_s: float) -> float:
         """What one stay in the site's queue may take of the time that these calls have to wait."""
         return min(QUEUE_WAIT_S, max(self._capacity_wait_s - (now_s - pool.refused_s), 0.0))
-
-    def _pause(self, pool: Pool, now_s: float) -> None:
-        pool.grow_after_s = now_s + pool.pause_s
-        pool.pause_s = min(2 * pool.pause_s, GROW_PAUSE_S_MAX)
-        self._timers.at(pool.grow_after_s, Due.GROW, pool)
 
 
 def _attempts_max(error: IsthmusError) -> int:

@@ -65,6 +65,8 @@ class Outbox:
                         self.interrupt(executor, call.number, reason)
                     case work.Kill(executor):
                         self._keeper.kill(link_of(executor))
+                    case work.Close(executor):
+                        link_of(executor).open = False
                     case work.Release(executor):
                         self._release(executor)
                     case work.Warn(pool, waited_s):

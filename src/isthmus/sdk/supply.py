@@ -31,13 +31,16 @@ _TAKEN_BACK = (
 
 
 class Holding(NamedTuple):
-    """One executor that we may call. `lease_s` 0: somebody else renews its lease."""
+    """One executor that we may call. `lease_s` 0: somebody else renews its lease. `open_s`: for so long from
+    its grant it takes calls; 0: nobody knows of an end.
+    """
 
     lease: LeaseId
     executor: ExecutorId
     address: str
     token: str
     lease_s: float
+    open_s: float = 0.0
 
 
 class Supply(Protocol):
@@ -75,6 +78,7 @@ class LeaseSupply:
                 grant.executors[0].address,
                 grant.token,
                 grant.lease_s,
+                grant.open_s,
             )
             for grant in grants
         ]

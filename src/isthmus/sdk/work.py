@@ -31,6 +31,7 @@ class Due(enum.Enum):
     RETRY = enum.auto()
     GROW = enum.auto()
     IDLE = enum.auto()
+    CLOSE = enum.auto()
     WARN = enum.auto()
 
 
@@ -69,6 +70,8 @@ class Executor:
     inflight: dict[int, Call] = field(default_factory=dict)
     load_s: float = 0.0  # what the calls in flight are expected to take
     last_s: float = 0.0  # when it last answered
+    closes_s: float = NEVER  # when it takes no more calls, because the time of its allocation ends
+    past_until_s: float = NEVER  # from then on no call may go there past the scheduler
     draining: bool = False
     claimed: bool = False  # a thread calls it past the scheduler at this moment
 
@@ -87,6 +90,7 @@ class Pool:
     executors: dict[str, Executor] = field(default_factory=dict)
     requesting: bool = False
     growth: int = 1
+    life_s: float = 0.0  # the longest that one of its executors had before it closes, when it was granted
     grow_after_s: float = 0.0
     pause_s: float = GROW_PAUSE_S
     refusals: int = 0  # for want of capacity, in a row
@@ -119,6 +123,12 @@ class Kill(NamedTuple):
     executor: Executor
 
 
+class Close(NamedTuple):
+    """What goes past the scheduler could take longer than the executor has."""
+
+    executor: Executor
+
+
 class Request(NamedTuple):
     pool: Pool
     leases: int
@@ -146,4 +156,4 @@ class Settle(NamedTuple):
     error: BaseException
 
 
-Effect = Send | Interrupt | Kill | Request | Release | Examine | Settle | Warn
+Effect = Send | Interrupt | Kill | Close | Request | Release | Examine | Settle | Warn

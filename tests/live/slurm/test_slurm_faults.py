@@ -74,6 +74,20 @@ def test_a_lease_is_handed_over_before_its_walltime_ends(open_site, tmp_path):
         assert "the time limit of its allocation is near" in evictions(site)
 
 
+def test_a_call_begins_in_no_job_that_ends_before_it_may(open_site, tmp_path):
+    """Its client knows from the first one how long the function takes."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    limits = {"ISTHMUS_SLURM__TIME_LIMIT_S": "60", "ISTHMUS_SLURM__CLOSE_S": "48"}
+    with open_site(**limits) as site, connected(site) as isthmus_site:
+        began_s = time.monotonic()
+        assert isthmus_site.call(remote.slow_square, 6, str(first), 5.0) == 36
+        time.sleep(
+            max(began_s + 10.5 - time.monotonic(), 0.0)
+        )  # the job has two seconds left, and two of grace
+        assert isthmus_site.call(remote.slow_square, 7, str(second), 5.0) == 49
+        assert len(jobs_seen(second)) == 1, "it was not begun twice"
+
+
 def test_a_dead_slurmctld_changes_nothing_for_open_leases(cluster, open_site):
     soon = {"ISTHMUS_SLURM__COMMAND_TIMEOUT_S": "2", "ISTHMUS_SLURM__PENDING_S": "1"}
     with open_site(**soon) as site, connected(site) as isthmus_site:

@@ -49,11 +49,14 @@ class World(RuleBasedStateMachine):
         self.core.submit(call, self.now_s)
 
     @precondition(lambda self: self.request is not None)
-    @rule()
-    def grant(self) -> None:
+    @rule(open_s=st.sampled_from([NEVER, 2.0, 500.0]))
+    def grant(self, open_s: float) -> None:
         assert self.request is not None
         leases, self.request = self.request.leases, None
-        executors = [Executor(f"ex{self.grants + position}", self.pool, None) for position in range(leases)]
+        executors = [
+            Executor(f"ex{self.grants + position}", self.pool, None, closes_s=self.now_s + open_s)
+            for position in range(leases)
+        ]
         self.grants += leases
         self.executors += executors
         self.core.granted(self.pool, executors, self.now_s)
@@ -164,7 +167,7 @@ class World(RuleBasedStateMachine):
 
     def be_kind(self) -> None:
         if self.request is not None:
-            self.grant()
+            self.grant(NEVER)
         elif self.examined:
             self.core.explained(self.examined.pop(0), ExecutorLostError("gone"), self.now_s)
         elif self.busy():
@@ -368,3 +371,91 @@ def test_executors_that_are_gone_before_they_are_reached_are_asked_for_again():
     settle = core.effects[-1]
     assert isinstance(settle, work.Settle)
     assert str(settle.error) == "gone"
+
+
+# executors that close ---------------------------------------------------------------------------------------
+def _closing(core: Dispatch, *closes_s: float, limit: int = 4) -> tuple[Pool, list[Executor]]:
+    """A pool with executors that close then, and a function (label 7) that takes 100 s by experience."""
+    pool = core.pool("pool", None, limit)
+    executors = [Executor(f"ex{one:g}", pool, None, closes_s=one) for one in closes_s]
+    core.granted(pool, executors, 0.0)
+    core.submit(_long_call(pool, 0), 0.0)
+    (sent,) = (effect for effect in core.take_effects() if isinstance(effect, work.Send))
+    core.answered(sent.executor, 0, 100.0)
+    core.take_effects()
+    return pool, executors
+
+
+def _long_call(pool: Pool, number: int) -> Call:
+    return Call(number, pool, None, Retry(max=0), label=7)
+
+
+def _sent_to(core: Dispatch) -> list[str]:
+    return [effect.executor.name for effect in core.take_effects() if isinstance(effect, work.Send)]
+
+
+def test_a_call_begins_where_it_can_end() -> None:
+    core = Dispatch(CAPACITY_WAIT_S)
+    pool, _ = _closing(core, 180.0, 900.0)
+    core.submit(_long_call(pool, 1), 100.0)
+    assert _sent_to(core) == ["ex900"]
+
+
+def test_a_call_that_can_end_nowhere_waits_for_another_executor() -> None:
+    core = Dispatch(CAPACITY_WAIT_S)
+    pool, _ = _closing(core, 180.0)
+    core.submit(_long_call(pool, 1), 100.0)
+    assert [type(effect) for effect in core.take_effects()] == [work.Request]
+    core.granted(pool, [Executor("ex900", pool, None, closes_s=900.0)], 101.0)
+    assert _sent_to(core) == ["ex900"]
+
+
+def test_a_call_for_which_there_is_no_other_executor_begins_where_it_may_not_end() -> None:
+    core = Dispatch(CAPACITY_WAIT_S)
+    pool, _ = _closing(core, 150.0, 180.0)
+    core.submit(_long_call(pool, 1), 100.0)
+    core.refused(pool, NoCapacityError("full"), 100.1)
+    assert _sent_to(core) == ["ex180"], "the one that is there longest"
+
+
+def test_executors_that_would_not_do_either_are_not_hoarded() -> None:
+    core = Dispatch(CAPACITY_WAIT_S)
+    pool, _ = _closing(core, 180.0, limit=8)
+    core.submit(_long_call(pool, 1), 100.0)
+    core.take_effects()
+    core.granted(pool, [Executor("ex190", pool, None, closes_s=190.0)], 101.0)
+    effects = core.take_effects()
+    assert [effect.executor.name for effect in effects if isinstance(effect, work.Send)] == ["ex190"]
+    assert not [effect for effect in effects if isinstance(effect, work.Request)]
+
+
+def test_a_pool_at_its_limit_uses_what_it_has() -> None:
+    core = Dispatch(CAPACITY_WAIT_S)
+    pool, _ = _closing(core, 180.0, limit=1)
+    core.submit(_long_call(pool, 1), 100.0)
+    assert _sent_to(core) == ["ex180"]
+
+
+def test_nothing_goes_past_the_scheduler_where_it_may_not_end() -> None:
+    core = Dispatch(CAPACITY_WAIT_S)
+    pool, (executor,) = _closing(core, 900.0, limit=1)
+    core.tick(799.0)
+    assert not [effect for effect in core.take_effects() if isinstance(effect, work.Close)]
+    core.submit(_long_call(pool, 1), 799.0)
+    core.tick(800.0)
+    assert work.Close(executor) in core.take_effects()
+
+
+def test_a_call_that_was_evicted_needs_at_least_as_long_again() -> None:
+    core = Dispatch(CAPACITY_WAIT_S)
+    pool = core.pool("pool", None, 4)
+    first = Executor("ex50", pool, None, closes_s=50.0)
+    core.granted(pool, [first], 0.0)
+    call = _long_call(pool, 1)
+    core.submit(call, 0.0)
+    core.lost(first, 50.0)
+    core.take_effects()
+    core.granted(pool, [Executor("ex80", pool, None, closes_s=80.0)], 50.0)
+    core.granted(pool, [Executor("ex500", pool, None, closes_s=500.0)], 50.0)
+    core.explained(call, EvictedError("its time was over"), 50.5)
+    assert _sent_to(core) == ["ex500"]
