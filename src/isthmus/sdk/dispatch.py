@@ -319,7 +319,7 @@ class Dispatch:
             executor.inflight[call.number] = call
             self.effects.append(Send(executor, call))
         if queue:
-            self._growing.grow(pool, now_s)
+            self._growing.grow(pool, now_s, any(map(_has_room, pool.executors.values())))
 
     def _place(self, pool: Pool, call: Call, now_s: float) -> Executor | None:
         """An executor that is there for as long as the call may take; where none can be had, the one that is

@@ -38,8 +38,12 @@ class Growing:
         self._timers = timers
         self._expected_s = expected_s
 
-    def grow(self, pool: Pool, now_s: float) -> None:
-        """Calls wait: ask for more, if that is worth it and not too soon."""
+    def grow(self, pool: Pool, now_s: float, idle: bool) -> None:
+        """Calls wait: ask for more, if that is worth it and not too soon.
+
+        idle    they wait although executors have room, since those close too soon: however few they are, only
+                another executor takes them
+        """
         room = pool.limit - len(pool.executors)
         if room > 0 and not pool.executors and pool.waiting_s == NEVER:
             self._watch(pool, now_s, now_s + WARN_S)
@@ -47,7 +51,7 @@ class Growing:
             pool.requesting
             or room <= 0
             or now_s < pool.grow_after_s
-            or self._backlog_s(pool) < GROW_BACKLOG_S
+            or (not idle and self._backlog_s(pool) < GROW_BACKLOG_S)
         ):
             return
         wait_s = self._queue_wait_s(pool, now_s) if pool.refusals and not pool.executors else 0.0

@@ -410,6 +410,18 @@ def test_a_call_that_can_end_nowhere_waits_for_another_executor() -> None:
     assert _sent_to(core) == ["ex900"]
 
 
+def test_a_short_call_on_executors_that_have_closed_asks_for_another() -> None:
+    core = Dispatch(CAPACITY_WAIT_S)
+    pool = core.pool("pool", None, 2)
+    core.granted(pool, [Executor("ex2", pool, None, closes_s=2.0)], 0.0)
+    core.submit(Call(0, pool, None, Retry()), 0.0)
+    core.answered(sends(core)[0].executor, 0, 1e-6)
+    core.submit(Call(1, pool, None, Retry()), 3.0)
+    assert [type(effect) for effect in core.take_effects()] == [work.Request], "however short the queue"
+    core.granted(pool, [Executor("ex900", pool, None, closes_s=900.0)], 3.1)
+    assert _sent_to(core) == ["ex900"]
+
+
 def test_a_call_for_which_there_is_no_other_executor_begins_where_it_may_not_end() -> None:
     core = Dispatch(CAPACITY_WAIT_S)
     pool, _ = _closing(core, 150.0, 180.0)
